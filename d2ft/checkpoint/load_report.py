@@ -1,0 +1,319 @@
+"""
+Say what a checkpoint file gives to a model, and refuse a file that gives too little.
+
+Everything here works on names and shapes: a model that exists on the meta device only is enough,
+so a file can be refused before anything starts.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+from d2ft.errors import UserError
+from d2ft.files import atomic_write
+
+Shape = tuple[int, ...]
+
+# The layers with rows per class. Their shapes follow the dataset, so another shape in the file
+# is what fine-tuning expects.
+FINAL_PREDICTORS = re.compile(
+    r"(roi_heads\.box_predictor(\.\d+)?\.(cls_score|bbox_pred)"  # a number: a stage of a cascade
+    r"|roi_heads\.mask_head\.predictor"
+    r"|head\.cls_score"  # RetinaNet; its boxes are the same for all classes
+    r")\.(weight|bias)"
+)
+
+_BOTTOM_UP = "backbone.bottom_up."
+
+# Parts of a model as a reader of its paper knows them; the first prefix that fits counts.
+_GROUPS: tuple[tuple[str, str], ...] = (
+    (_BOTTOM_UP, "backbone.bottom_up"),
+    ("backbone.fpn_", "fpn"),
+    ("backbone.top_block.", "fpn"),
+    ("backbone.", "backbone"),
+    ("proposal_generator.", "rpn"),
+    ("roi_heads.box_head.", "box head"),
+    ("roi_heads.res5.", "box head"),
+    ("roi_heads.mask_head.", "mask head"),
+    ("roi_heads.keypoint_head.", "keypoint head"),
+    ("head.", "dense head"),
+    ("", "other"),
+)
+
+# Tensors that Detectron2 takes from the config or does without, so that a file may differ.
+_IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"pixel_(mean|std)"), "set from MODEL.PIXEL_MEAN and PIXEL_STD"),
+    (re.compile(r".*anchor_generator\.cell_anchors.*"), "computed from MODEL.ANCHOR_GENERATOR"),
+    (re.compile(r".*num_batches_tracked"), "a counter that FrozenBN does without"),
+)
+
+_NAMES_SHOWN = 10
+
+
+class SkippedTensor(NamedTuple):
+    """A tensor that file and model both have, in different shapes."""
+
+    name: str
+    file_shape: Shape
+    model_shape: Shape
+
+
+class IgnoredTensor(NamedTuple):
+    """A tensor that only one side has, and that is no loss."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """
+    What a checkpoint file gives to a model, tensor by tensor.
+
+    ``loaded``, ``skipped`` and ``missing`` together are the tensors of the model, apart from the
+    ignored ones; each list is in the order of the model, ``unexpected`` in that of the file.
+
+    Attributes:
+        source: the file or URL as the user gave it.
+        sha256: of the file, 64 hexadecimal digits; empty if it was not computed.
+        loaded: names with equal shapes on both sides.
+        skipped: the model keeps its own values, because the shapes differ.
+        missing: the model keeps its own values, because the file does not have the name.
+        unexpected: names in the file that the model does not have.
+        ignored: differences that Detectron2 expects.
+        backbone_only: the file is known to be an ImageNet backbone without heads.
+    """
+
+    source: str
+    sha256: str
+    loaded: tuple[str, ...]
+    skipped: tuple[SkippedTensor, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    ignored: tuple[IgnoredTensor, ...]
+    backbone_only: bool = False
+
+    @property
+    def not_loaded(self) -> tuple[str, ...]:
+        """Names of the model's tensors that keep their own values."""
+        return (*(tensor.name for tensor in self.skipped), *self.missing)
+
+    @property
+    def model_size(self) -> int:
+        """Number of the model's tensors, without the ignored ones."""
+        return len(self.loaded) + len(self.not_loaded)
+
+    @property
+    def fresh_predictors(self) -> tuple[str, ...]:
+        """Final predictors that keep their own values."""
+        return tuple(name for name in self.not_loaded if is_final_predictor(name))
+
+    @property
+    def surprises(self) -> tuple[str, ...]:
+        """Names that keep their own values although nothing in fine-tuning asks for it."""
+        return tuple(
+            name
+            for name in self.not_loaded
+            if not is_final_predictor(name)
+            and not (self.backbone_only and not name.startswith(_BOTTOM_UP))
+        )
+
+    @property
+    def matches_classes_by_position(self) -> bool:
+        """Whether the class rows of the file became the class rows of the model, in order."""
+        # A class-agnostic box or mask predictor fits any number of classes; scores never do.
+        return any(is_final_predictor(name) and ".cls_score." in name for name in self.loaded)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as what JSON can hold, counts first."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "backbone_only": self.backbone_only,
+            "counts": {
+                "model": self.model_size,
+                "loaded": len(self.loaded),
+                "skipped": len(self.skipped),
+                "missing": len(self.missing),
+                "unexpected": len(self.unexpected),
+                "ignored": len(self.ignored),
+            },
+            "skipped": [
+                {"name": name, "file_shape": list(in_file), "model_shape": list(in_model)}
+                for name, in_file, in_model in self.skipped
+            ],
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+            "ignored": [tensor._asdict() for tensor in self.ignored],
+            "loaded": list(self.loaded),
+        }
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` as JSON, whole or not at all; the folder is made if need be."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            json.dump(self.to_dict(), file, indent=1)
+            file.write("\n")
+
+    def format_table(self, num_classes: int) -> str:
+        """
+        Return the report as lines for a person.
+
+        Args:
+            num_classes: foreground classes of the model; 0 if they are not known.
+        """
+        parts = [
+            f"loaded {len(self.loaded)} of {self.model_size} tensors from {self.source}",
+            self._format_groups(),
+        ]
+        if self.skipped:
+            rows = [(name, str(file), str(model)) for name, file, model in self.skipped]
+            parts.append(
+                tabulate(
+                    rows, headers=("skipped, the shapes differ", "in the file", "in the model")
+                )
+            )
+        if self.backbone_only:
+            parts.append("backbone only: heads start fresh")
+        elif self.fresh_predictors:
+            classes = f" for {num_classes} classes" if num_classes else ""
+            verdict = "" if self.surprises else ": expected"
+            parts.append(
+                f"the {len(self.fresh_predictors)} final predictors were re-initialised"
+                f"{classes}{verdict}"
+            )
+        if self.surprises:
+            parts.append(
+                f"ATTENTION: {len(self.surprises)} tensors that are not final predictors were "
+                f"NOT loaded and keep their random start: {shorten(self.surprises)}"
+            )
+        if self.unexpected:
+            parts.append(
+                f"{len(self.unexpected)} tensors of the file are not used by the model: "
+                f"{shorten(self.unexpected)}"
+            )
+        for reason, count in Counter(tensor.reason for tensor in self.ignored).items():
+            parts.append(f"ignored {count} ({reason})")
+        return "\n".join(parts)
+
+    def _format_groups(self) -> str:
+        columns = [
+            Counter(_group(name) for name in names)
+            for names in (self.loaded, [tensor.name for tensor in self.skipped], self.missing)
+        ]
+        order = [*dict.fromkeys(name for _, name in _GROUPS), "final predictors"]
+        rows = [
+            (group, *(column[group] for column in columns))
+            for group in order
+            if any(column[group] for column in columns)
+        ]
+        return tabulate(rows, headers=("part", "loaded", "skipped", "missing"))
+
+
+def is_final_predictor(name: str) -> bool:
+    """Whether a tensor of a Detectron2 model belongs to a layer with rows per class."""
+    return FINAL_PREDICTORS.fullmatch(name) is not None
+
+
+def compare_shapes(
+    model: Mapping[str, Shape],
+    file: Mapping[str, Shape],
+    *,
+    source: str,
+    sha256: str = "",
+    backbone_only: bool = False,
+) -> LoadReport:
+    """
+    Tell which tensors of ``file`` can be loaded into ``model``: those of equal name and shape.
+
+    Args:
+        model: shapes by name of the model's state dict.
+        file: shapes by name of the checkpoint, its names already those of the model.
+        source: the file or URL as the user gave it.
+        sha256: of the file, if it is to be in the report.
+        backbone_only: the file is known to be a backbone without heads.
+    """
+    reasons = {name: _reason_to_ignore(name) for name in model.keys() ^ file.keys()}
+    return LoadReport(
+        source=source,
+        sha256=sha256,
+        loaded=tuple(name for name in model if file.get(name) == model[name]),
+        skipped=tuple(
+            SkippedTensor(name, file[name], model[name])
+            for name in model
+            if name in file and file[name] != model[name]
+        ),
+        missing=tuple(name for name in model if name not in file and not reasons[name]),
+        unexpected=tuple(name for name in file if name not in model and not reasons[name]),
+        ignored=tuple(
+            IgnoredTensor(name, reasons[name]) for name in sorted(filter(reasons.get, reasons))
+        ),
+        backbone_only=backbone_only,
+    )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first ten names, and how many more there are."""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _reason_to_ignore(name: str) -> str:
+    return next((reason for pattern, reason in _IGNORED if pattern.fullmatch(name)), "")
+
+
+def _group(name: str) -> str:
+    if is_final_predictor(name):
+        return "final predictors"
+    return next(group for prefix, group in _GROUPS if name.startswith(prefix))
+
+
+def check_coverage(report: LoadReport, *, every_tensor: bool) -> None:
+    """
+    Refuse a file that leaves a part of the model random which it should have filled.
+
+    Args:
+        report: what the file gives to the model.
+        every_tensor: nothing may be left, as in evaluation and when a run is resumed. Otherwise
+            the backbone's body has to be complete (models without a ``backbone.bottom_up``: at
+            least half of all tensors, or the whole backbone if the file is one), and heads may
+            start fresh.
+
+    Raises:
+        UserError: naming the file, the first tensors that it lacks, and the likely causes.
+    """
+    left = report.not_loaded
+    names = (*report.loaded, *left)
+    if any(name.startswith(_BOTTOM_UP) for name in names):
+        lacking = [name for name in left if name.startswith(_BOTTOM_UP)]
+    elif report.backbone_only:
+        lacking = [name for name in left if name.startswith("backbone.")]
+    else:
+        lacking = list(left) if 2 * len(left) > len(names) else []
+    if lacking:
+        raise UserError(
+            f"MODEL.WEIGHTS {report.source} does not fit the model: {len(lacking)} of the tensors "
+            f"that it has to fill are not in it, or in another shape: {_describe(report, lacking)}. "
+            "Likely the MODEL section of the config describes another architecture (depth, width, "
+            "FPN or C4, norm layers) than the one that was trained, or the file comes from another "
+            "framework."
+        )
+    if every_tensor and left:
+        raise UserError(
+            f"{report.source} has no trained values for {len(left)} tensors of the model: "
+            f"{_describe(report, left)}. Evaluation and --resume need every tensor from the file. "
+            "To evaluate a fine-tuned model, set MODEL.WEIGHTS <OUTPUT_DIR>/model_final.pth or "
+            "give --resume; a run is resumed with the MODEL section it was started with."
+        )
+
+
+def _describe(report: LoadReport, names: Sequence[str]) -> str:
+    shapes = {name: f"{name} (file {file}, model {model})" for name, file, model in report.skipped}
+    return shorten([shapes.get(name, name) for name in names])

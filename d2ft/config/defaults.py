@@ -1,0 +1,134 @@
+"""The keys of the config: those that d2ft adds, with unit and reason, and what of unknown ones."""
+
+import difflib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from d2ft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Keys that some builds of Detectron2 have and others lack, with the default of those that have
+# them. A run's config.yaml lists every key of the Detectron2 that wrote it; one that is still at
+# the default below means nothing to a build without it and may be dropped there.
+HOST_ONLY_KEYS: dict[str, Any] = {
+    # In the main branch of 2026-06, not in the builds of 2024-04:
+    # https://github.com/facebookresearch/detectron2/blob/main/detectron2/config/defaults.py
+    "FLOAT32_PRECISION": "",
+}
+
+
+def add_d2ft_config(cfg: CfgNode) -> None:
+    """
+    Add the keys of d2ft to a config of Detectron2, so that it reads our YAML files.
+
+    A config that has them already is left as it is.
+    """
+    if "FINETUNE" in cfg:
+        return
+
+    # Iterations between two log lines. 20 is what Detectron2 writes into its code.
+    cfg.LOG_PERIOD = 20
+
+    # Folder of what is built once and read by later runs, such as parsed datasets.
+    # "" stands for $D2FT_CACHE, and ~/.cache/d2ft where that is not set.
+    cfg.DATASETS.CACHE_DIR = ""
+
+    # Share of the training set, in (0, 1], that SAMPLER_TRAIN RandomSubsetTrainingSampler draws
+    # from. Detectron2 reads this key but never declares it, so no YAML could set it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
+    # "SGD" or "AdamW". Detectron2 builds SGD only; small models fine-tune better with AdamW.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    cfg.FINETUNE = CfgNode()
+    # Class names that MODEL.WEIGHTS was trained for, in the order of its head's rows. Needed only
+    # where neither the file nor the table of known checkpoints tells them.
+    cfg.FINETUNE.SOURCE_CLASSES = ()
+
+
+def get_cfg() -> CfgNode:
+    """Return a copy of Detectron2's default config with the keys of d2ft."""
+    cfg = get_detectron2_cfg()
+    add_d2ft_config(cfg)
+    return cfg
+
+
+def get_value(cfg: CfgNode, key: str) -> Any:
+    """
+    Return the value of a key by its full name, such as "SOLVER.BASE_LR".
+
+    Raises:
+        KeyError: if there is none of this name.
+    """
+    value = cfg
+    for name in key.split("."):
+        if not isinstance(value, CfgNode) or name not in value:
+            raise KeyError(key)
+        value = value[name]
+    return value
+
+
+def skip_or_refuse(key: str, value: Any, origin: str, cfg: CfgNode) -> None:
+    """
+    Return if a key that ``cfg`` lacks may be left out, which the log then says.
+
+    That is a key which its project deprecated, as in Detectron2, or one of ``HOST_ONLY_KEYS`` at
+    its default.
+
+    Args:
+        key: full name.
+        value: what was to be set; a dict for a group of keys.
+        origin: "<file>:<line>" or "command line", for the message.
+        cfg: the whole config.
+
+    Raises:
+        UserError: for any other key; the message gives the nearest known one.
+    """
+    if cfg.key_is_deprecated(key):
+        return
+    if cfg.key_is_renamed(key):
+        try:
+            cfg.raise_key_rename_error(key)
+        except KeyError as error:
+            raise UserError(f"{origin}: {error.args[0]}") from error
+    if key not in HOST_ONLY_KEYS:
+        raise UserError(f"{origin}: there is no config key {key}{_hint(key, cfg)}")
+    if value != HOST_ONLY_KEYS[key]:
+        raise UserError(
+            f"{origin}: {key} is {value!r}, but the installed Detectron2 lacks this key: "
+            "install a build that has it, or take the line out"
+        )
+    logger.info(
+        "%s: left out %s, which the installed Detectron2 lacks; it is at its default", origin, key
+    )
+
+
+def _hint(key: str, cfg: CfgNode) -> str:
+    if key.rpartition(".")[2] == "_BASE_":
+        return "; _BASE_ is for files, outside of all groups"
+    wanted = key.upper()
+
+    def likeness(known: str) -> tuple[float, float]:
+        # A slip of the finger shows in the whole name, a wrong group in the last part alone.
+        whole = difflib.SequenceMatcher(None, wanted, known).ratio()
+        ends = wanted.rpartition(".")[2], known.rpartition(".")[2]
+        return max(whole, difflib.SequenceMatcher(None, *ends).ratio()), whole
+
+    nearest = max(_keys(cfg), key=likeness)
+    if nearest == key:
+        return "; in YAML, write each group and the key on a line of its own, without dots"
+    if likeness(nearest)[0] >= 0.6:  # the cutoff of difflib.get_close_matches
+        return f"; did you mean {nearest}?"
+    return "; d2ft/config/defaults.py and Detectron2's own defaults.py list those that are"
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")

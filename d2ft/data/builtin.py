@@ -1,0 +1,26 @@
+"""Datasets that are known by name, at the places where Detectron2 users keep them."""
+
+import os
+from pathlib import Path
+
+from d2ft.data.datasets.cityscapes import register_cityscapes_instances
+
+
+def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> None:
+    """
+    Register d2ft's built-in datasets; nothing is read until one of them is used.
+
+    Names: ``cityscapes_instance_{train,val}``.
+
+    Args:
+        root: folder of the datasets; by default ``$DETECTRON2_DATASETS``, else ``datasets``, as
+            in Detectron2: https://detectron2.readthedocs.io/tutorials/builtin_datasets.html
+    """
+    root = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+    cityscapes = root / "cityscapes"
+    for split in ("train", "val"):
+        register_cityscapes_instances(
+            f"cityscapes_instance_{split}",
+            cityscapes / "leftImg8bit" / split,
+            cityscapes / "gtFine" / split,
+        )

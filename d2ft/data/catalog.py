@@ -1,0 +1,128 @@
+"""
+Register datasets: the only writer to Detectron2's DatasetCatalog and MetadataCatalog.
+
+Both catalogs live as long as the process. Detectron2 asserts when a name is registered twice and
+creates an empty entry for a mistyped name; the functions here may be called again and refuse
+what they do not know. A spawned process starts with empty catalogs, so a script registers at
+import or at the head of its main function, in every process.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2ft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DatasetDicts = list[dict[str, Any]]
+
+# Names that this module registered, so that it replaces its own entries and nobody else's.
+_OWN_NAMES: set[str] = set()
+
+# Sets that Detectron2 registers on import but that d2ft loads itself, because Detectron2's main
+# cannot load them outside Meta: https://github.com/facebookresearch/detectron2/issues/5436
+_DETECTRON2_NAMES = {
+    "cityscapes_fine_instance_seg_train": "cityscapes_instance_train",
+    "cityscapes_fine_instance_seg_val": "cityscapes_instance_val",
+}
+
+
+def register_instances(
+    name: str,
+    loader: Callable[[], DatasetDicts],
+    *,
+    thing_classes: Sequence[str],
+    evaluator_type: str = "coco",
+    **metadata: Any,
+) -> None:
+    """
+    Make a dataset known to Detectron2 under ``name``; calling it again replaces the entry.
+
+    Args:
+        name: a name that Detectron2 does not own; it goes into DATASETS.TRAIN or DATASETS.TEST.
+        loader: returns Detectron2's standard dataset dicts, the same on every call. It runs when
+            the data is needed, not here.
+        thing_classes: class names; ``category_id`` is the index into them.
+        evaluator_type: key of ``EVALUATOR_REGISTRY``; "coco" is box and mask AP.
+        metadata: further entries for MetadataCatalog, as the evaluator needs them.
+
+    Raises:
+        UserError: if ``name`` or a class name is not a string, a class comes twice or there is
+            none, or the name belongs to Detectron2 or to another package.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"a dataset name is a string that is not empty, got {name!r}")
+    if isinstance(thing_classes, str) or not all(isinstance(c, str) for c in thing_classes):
+        raise UserError(f"{name}: thing_classes is a list of class names, got {thing_classes!r}")
+    if not thing_classes:
+        raise UserError(f"{name}: thing_classes is empty; a dataset has at least one class")
+    repeated = sorted({c for c in thing_classes if list(thing_classes).count(c) > 1})
+    if repeated:
+        raise UserError(f"{name}: thing_classes holds {', '.join(map(repr, repeated))} twice")
+    if name in DatasetCatalog and name not in _OWN_NAMES:
+        raise UserError(
+            f"the dataset name {name!r} is already registered by Detectron2 or another package; "
+            "choose a name of your own"
+        )
+    unregister(name)
+    DatasetCatalog.register(name, loader)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(thing_classes), evaluator_type=evaluator_type, **metadata
+    )
+    _OWN_NAMES.add(name)
+
+
+def unregister(name: str) -> None:
+    """Remove a dataset that :func:`register_instances` registered; unknown names are ignored."""
+    if name in _OWN_NAMES:
+        _OWN_NAMES.discard(name)
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def require_registered(name: str) -> None:
+    """
+    Check that a dataset can be loaded by ``name``.
+
+    Raises:
+        UserError: with our name for a set that Detectron2 cannot load, or the nearest known ones.
+    """
+    if name in _DETECTRON2_NAMES:
+        raise UserError(
+            f"dataset {name!r} is Detectron2's own loader of Cityscapes, which its main branch "
+            f"cannot run; use {_DETECTRON2_NAMES[name]!r}"
+        )
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, list(DatasetCatalog), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "nothing has a similar name"
+    raise UserError(
+        f"dataset {name!r} is not registered: {hint} A set of your own is registered with "
+        f"d2ft.data.register_instances in every process; registered by d2ft: "
+        f"{', '.join(sorted(_OWN_NAMES)) or 'none'}"
+    )
+
+
+def class_names(name: str) -> tuple[str, ...]:
+    """
+    Return the classes of a registered dataset in the order of ``category_id``.
+
+    Raises:
+        UserError: if the dataset is unknown or was registered without ``thing_classes``.
+    """
+    require_registered(name)
+    names = MetadataCatalog.get(name).get("thing_classes")
+    if names is None and name not in _OWN_NAMES:
+        # Detectron2's COCO-like loaders write the class names when the annotations are first read.
+        DatasetCatalog.get(name)
+        names = MetadataCatalog.get(name).get("thing_classes")
+    if names is None:
+        raise UserError(
+            f"dataset {name!r} has no class names: set MetadataCatalog.get({name!r}).thing_classes "
+            "or register it with d2ft.data.register_instances"
+        )
+    return tuple(names)

@@ -1,0 +1,135 @@
+"""Build the training and test loaders of a config."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Sampler
+
+from d2ft.data.stream import SampleStream
+from d2ft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any]], Any]
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Mapper | None = None
+) -> "DataLoader[list[dict[str, Any]]]":
+    """
+    Same as ``detectron2.data.build_detection_train_loader``, but its order can be resumed.
+
+    The loader's ``dataset`` is a :class:`SampleStream`: set its ``start_iter`` before the first
+    batch is taken. With SEED -1 all processes agree on a random seed.
+
+    Args:
+        cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (over all processes), SEED and all of DATALOADER
+            are read.
+        mapper: dataset dict -> sample; by default ``DatasetMapper(cfg, is_train=True)``.
+    """
+    records = get_detection_dataset_dicts(
+        list(cfg.DATASETS.TRAIN),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=(
+            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+        ),
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    if not isinstance(records, list):
+        raise UserError(
+            f"{' and '.join(cfg.DATASETS.TRAIN)} gives {type(records).__name__} instead of a list of "
+            "dataset dicts, which the resumable order needs; register a loader that returns a list"
+        )
+    world_size = comm.get_world_size()
+    stream = SampleStream(
+        DatasetFromList(records, copy=False),
+        mapper or DatasetMapper(cfg, is_train=True),
+        _sampler_builder(cfg, records),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        groups=_aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        rank=comm.get_rank(),
+        world_size=world_size,
+    )
+    loader = build_detection_train_loader(
+        stream,
+        mapper=None,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        # The stream has formed the groups already.
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    # PyTorch draws a seed for the workers when the loader is first iterated. From the global
+    # generator, that would change the first step of a resumed run.
+    loader.generator = torch.Generator()
+    return loader
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None
+) -> "DataLoader[list[dict[str, Any]]]":
+    """Same as ``detectron2.data.build_detection_test_loader``; one image a batch, in order."""
+    return build_detection_test_loader(
+        cfg, dataset_name, mapper=mapper or DatasetMapper(cfg, is_train=False)
+    )
+
+
+def _sampler_builder(
+    cfg: CfgNode, records: list[dict[str, Any]]
+) -> Callable[[int], "Sampler[int]"]:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return functools.partial(_training_sampler, len(records))
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return functools.partial(_repeat_factor_sampler, factors)
+    if name == "RandomSubsetTrainingSampler":
+        return functools.partial(
+            _random_subset_sampler, len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        )
+    raise UserError(
+        f"DATALOADER.SAMPLER_TRAIN {name!r} has no resumable order; use TrainingSampler, "
+        "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
+    )
+
+
+def _training_sampler(size: int, seed: int) -> "Sampler[int]":
+    return TrainingSampler(size, seed=seed)
+
+
+def _repeat_factor_sampler(factors: Any, seed: int) -> "Sampler[int]":
+    return RepeatFactorTrainingSampler(factors, seed=seed)
+
+
+def _random_subset_sampler(size: int, ratio: float, seed: int) -> "Sampler[int]":
+    return RandomSubsetTrainingSampler(size, ratio, seed_shuffle=seed, seed_subset=seed)
+
+
+def _aspect_ratio_groups(records: list[dict[str, Any]]) -> list[int]:
+    """Return 0 for landscape and 1 for portrait or square images, as Detectron2 groups them."""
+    for record in records:
+        if "width" not in record or "height" not in record:
+            raise UserError(
+                f"{record.get('file_name', 'a dataset dict')} has no width and height, which "
+                "DATALOADER.ASPECT_RATIO_GROUPING needs; add them or set it to False"
+            )
+    return [0 if record["width"] > record["height"] else 1 for record in records]

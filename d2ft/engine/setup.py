@@ -1,0 +1,55 @@
+"""What a run does once before anything is built: resolve the config, set up the logs."""
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup as detectron2_default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from d2ft.config import who_set
+from d2ft.errors import UserError
+from d2ft.host import find_host
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_cfg(cfg: CfgNode) -> CfgNode:
+    """
+    Return a frozen copy of ``cfg`` with what depends on the machine filled in.
+
+    MODEL.DEVICE becomes ``cpu`` where there is no GPU and nobody asked for one, and SEED -1 a
+    random seed that all processes share. Resolving again changes nothing.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        asked_by = who_set(cfg, "MODEL.DEVICE")
+        if asked_by != "default":
+            raise UserError(
+                f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} ({asked_by}): PyTorch {torch.__version__} finds "
+                "no GPU here; use MODEL.DEVICE cpu"
+            )
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed()
+    cfg.freeze()
+    return cfg
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """
+    Same as ``detectron2.engine.default_setup``, but d2ft's own log lines are shown and kept too.
+
+    Args:
+        cfg: the resolved config; logs and ``config.yaml`` go to its OUTPUT_DIR.
+        args: of ``detectron2.engine.default_argument_parser``.
+    """
+    detectron2_default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ft")
+    logger.info("Using %s", find_host())

@@ -1,0 +1,225 @@
+"""Train and evaluate: where data, weights, schedule and metrics meet."""
+
+import json
+import logging
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.utils.data import DataLoader
+
+from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.data import build_test_loader, build_train_loader, class_names
+from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.rng import StepSeed
+from d2ft.engine.setup import resolve_cfg
+from d2ft.evaluation import build_evaluator
+from d2ft.files import atomic_write
+from d2ft.preflight import check_config_and_data
+from d2ft.solver import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class FinetuneTrainer(DefaultTrainer):
+    """
+    Same as :class:`DefaultTrainer`, but made to fine-tune a pretrained detector.
+
+    1. The config, datasets and weights are checked before anything is built or written.
+    2. Weights are loaded safely, what is not loaded is reported, and what must not be missing is
+       an error (:class:`FinetuneCheckpointer`).
+    3. Data order, augmentation and random numbers of a step depend on SEED and iteration only, so
+       that ``--resume`` goes on as if the run had not been stopped.
+    4. Each dataset is evaluated by its own metrics, and OUTPUT_DIR gets ``results.json``.
+
+    Attributes:
+        seed: of data order, augmentation and steps: SEED, or on resume that of the checkpoint.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Check and build everything that ``cfg`` describes.
+
+        Args:
+            cfg: with d2ft's keys, from :func:`d2ft.config.load_cfg` or ``get_cfg``.
+
+        Raises:
+            UserError: for what the checks before a run find.
+        """
+        cfg = resolve_cfg(cfg)
+        self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
+        if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
+            setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
+        self.seed: int = cfg.SEED
+        # New heads start from the same values in every run with this seed.
+        seed_generators(self.seed)
+        super().__init__(cfg)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
+        # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
+        self.checkpointer = self.build_checkpointer(
+            self.cfg, self.model, report_dir=self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        built = [StepSeed(), *(hook for hook in super().build_hooks() if hook is not None)]
+        for hook in built:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook._period = self.cfg.LOG_PERIOD
+        return built
+
+    def train(self) -> dict[str, Any] | None:
+        """Train from where the weights or the checkpoint stand; return the last evaluation."""
+        if self.start_iter >= self.max_iter:
+            logger.info(
+                "The run in %s is complete: %d of %d iterations. Nothing is left to train.",
+                self.cfg.OUTPUT_DIR,
+                self.start_iter,
+                self.max_iter,
+            )
+            return None
+        self._write_description()
+        stream = getattr(self.data_loader, "dataset", None)
+        if isinstance(stream, SampleStream):
+            stream.seed, stream.start_iter = self.seed, self.start_iter
+        elif self.start_iter > 0:
+            logger.warning(
+                "build_train_loader gives a loader without SampleStream: this resumed run does "
+                "not continue the data order of the stopped one"
+            )
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def _write_description(self) -> None:
+        """Keep the resolved config, which trains the same run again, and what was checked."""
+        if not comm.is_main_process():
+            return
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.SEED = self.seed
+        output_dir = Path(cfg.OUTPUT_DIR)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(output_dir / "config.yaml") as file:
+            file.write(cfg.dump())
+        with atomic_write(output_dir / "preflight.json") as file:
+            json.dump(self._preflight, file, indent=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return DefaultTrainer's state and the seed."""
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of a run to be resumed; its seed replaces that of the config."""
+        super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+
+    @classmethod
+    def build_checkpointer(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        *,
+        every_tensor: bool = False,
+        report_dir: str = "",
+        **checkpointables: Any,
+    ) -> FinetuneCheckpointer:
+        """
+        Return the checkpointer of OUTPUT_DIR.
+
+        Args:
+            cfg: the resolved config.
+            model: whose weights are loaded and saved.
+            every_tensor: refuse a file that leaves any tensor at its initial value.
+            report_dir: where ``load_report.json`` goes; none is written if empty.
+            checkpointables: saved and resumed with the model.
+        """
+        dataset_names = tuple(cfg.DATASETS.TRAIN) or tuple(cfg.DATASETS.TEST)
+        return FinetuneCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            thing_classes=class_names(dataset_names[0]),
+            source_classes=cfg.FINETUNE.SOURCE_CLASSES,
+            every_tensor=every_tensor,
+            report_dir=report_dir,
+            **checkpointables,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Call :func:`d2ft.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> "DataLoader[list[dict[str, Any]]]":
+        """Call :func:`d2ft.data.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str
+    ) -> "DataLoader[list[dict[str, Any]]]":
+        """Call :func:`d2ft.data.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Call :func:`d2ft.evaluation.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """
+        Same as :meth:`DefaultTrainer.test`, but OUTPUT_DIR gets the results as well.
+
+        Returns:
+            task -> metric -> percent; with several test sets dataset -> task -> metric. Empty
+            on processes other than the main one.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            with atomic_write(Path(cfg.OUTPUT_DIR) / "results.json") as file:
+                json.dump(results, file, indent=2)
+        return results
+
+
+def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
+    """
+    Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
+
+    Every tensor of the model must come from the file. What is written goes to
+    ``OUTPUT_DIR/inference``, beside what training wrote.
+
+    Returns:
+        As :meth:`FinetuneTrainer.test`.
+
+    Raises:
+        UserError: if the weights do not fill the whole model.
+    """
+    model = FinetuneTrainer.build_model(cfg)
+    output = inference_cfg(cfg)
+    checkpointer = FinetuneTrainer.build_checkpointer(
+        cfg, model, every_tensor=True, report_dir=output.OUTPUT_DIR
+    )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return FinetuneTrainer.test(output, model)
+
+
+def inference_cfg(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` with OUTPUT_DIR/inference, so that an evaluation leaves the run as it is."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference")
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,66 @@
+"""
+Choose the evaluator of a dataset by its ``evaluator_type``.
+
+Result keys, in percent. ``DatasetEvaluators`` asserts that no task comes from two evaluators:
+
+    coco                 bbox: COCO box AP;  segm: COCO mask AP (if the model has masks)
+    cityscapes_instance  bbox: COCO box AP;  segm: official instance AP;  segm_coco: COCO mask AP
+
+The headline metric of a task is always ``AP``.
+"""
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from fvcore.common.registry import Registry
+
+from d2ft.errors import UserError
+from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator
+from d2ft.evaluation.coco import CocoEvaluator
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY.__doc__ = """
+Builders of evaluators by ``evaluator_type``: a function ``(cfg, dataset_name) ->
+DatasetEvaluator`` whose name is the type.
+"""
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """
+    Return the evaluator for ``dataset_name``.
+
+    Raises:
+        UserError: if its ``evaluator_type`` is not in :data:`EVALUATOR_REGISTRY`.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    known = sorted(name for name, _ in EVALUATOR_REGISTRY)
+    if evaluator_type not in known:
+        raise UserError(
+            f"dataset {dataset_name!r} asks for the evaluator {evaluator_type!r}; known are "
+            f"{', '.join(known)}. Register your own in d2ft.evaluation.EVALUATOR_REGISTRY"
+        )
+    return EVALUATOR_REGISTRY.get(evaluator_type)(cfg, dataset_name)
+
+
+@EVALUATOR_REGISTRY.register()
+def coco(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """COCO-style box and mask AP for any registered dataset."""
+    return CocoEvaluator(
+        dataset_name,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
+@EVALUATOR_REGISTRY.register()
+def cityscapes_instance(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Official Cityscapes instance AP, with COCO-style box and mask AP beside it."""
+    coco_style = CocoEvaluator(
+        dataset_name,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        result_names={"segm": "segm_coco"},
+    )
+    if not cfg.MODEL.MASK_ON:
+        return coco_style
+    return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name), coco_style])

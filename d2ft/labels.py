@@ -1,0 +1,94 @@
+"""
+Class names of the datasets that d2ft knows, with the ids their files use.
+
+Plain data: nothing here reads a file or needs Detectron2.
+"""
+
+from typing import NamedTuple
+
+
+class CityscapesLabel(NamedTuple):
+    """
+    One row of Cityscapes' label table.
+
+    Attributes:
+        name: the class as in ``polygons.json``; a group of instances is ``<name>group`` there.
+        id: the value in ``labelIds.png``; in ``instanceIds.png`` an instance is
+            ``id * 1000 + number`` and a group, or a class without instances, is ``id``.
+        has_instances: single objects are told apart.
+        ignore_in_eval: pixels of it are void for the official metrics.
+    """
+
+    name: str
+    id: int
+    has_instances: bool = False
+    ignore_in_eval: bool = False
+
+
+# The ids are those of the evaluation server:
+# https://github.com/mcordts/cityscapesScripts/blob/v2.3.0/cityscapesscripts/helpers/labels.py
+CITYSCAPES_LABELS: tuple[CityscapesLabel, ...] = (
+    CityscapesLabel("unlabeled", 0, ignore_in_eval=True),
+    CityscapesLabel("ego vehicle", 1, ignore_in_eval=True),
+    CityscapesLabel("rectification border", 2, ignore_in_eval=True),
+    CityscapesLabel("out of roi", 3, ignore_in_eval=True),
+    CityscapesLabel("static", 4, ignore_in_eval=True),
+    CityscapesLabel("dynamic", 5, ignore_in_eval=True),
+    CityscapesLabel("ground", 6, ignore_in_eval=True),
+    CityscapesLabel("road", 7),
+    CityscapesLabel("sidewalk", 8),
+    CityscapesLabel("parking", 9, ignore_in_eval=True),
+    CityscapesLabel("rail track", 10, ignore_in_eval=True),
+    CityscapesLabel("building", 11),
+    CityscapesLabel("wall", 12),
+    CityscapesLabel("fence", 13),
+    CityscapesLabel("guard rail", 14, ignore_in_eval=True),
+    CityscapesLabel("bridge", 15, ignore_in_eval=True),
+    CityscapesLabel("tunnel", 16, ignore_in_eval=True),
+    CityscapesLabel("pole", 17),
+    CityscapesLabel("polegroup", 18, ignore_in_eval=True),
+    CityscapesLabel("traffic light", 19),
+    CityscapesLabel("traffic sign", 20),
+    CityscapesLabel("vegetation", 21),
+    CityscapesLabel("terrain", 22),
+    CityscapesLabel("sky", 23),
+    CityscapesLabel("person", 24, has_instances=True),
+    CityscapesLabel("rider", 25, has_instances=True),
+    CityscapesLabel("car", 26, has_instances=True),
+    CityscapesLabel("truck", 27, has_instances=True),
+    CityscapesLabel("bus", 28, has_instances=True),
+    CityscapesLabel("caravan", 29, has_instances=True, ignore_in_eval=True),
+    CityscapesLabel("trailer", 30, has_instances=True, ignore_in_eval=True),
+    CityscapesLabel("train", 31, has_instances=True),
+    CityscapesLabel("motorcycle", 32, has_instances=True),
+    CityscapesLabel("bicycle", 33, has_instances=True),
+    CityscapesLabel("license plate", -1, ignore_in_eval=True),
+)
+
+# The eight classes of the instance task, in the order that Detectron2 and MMDetection use.
+CITYSCAPES_INSTANCE_LABELS: tuple[CityscapesLabel, ...] = tuple(
+    label for label in CITYSCAPES_LABELS if label.has_instances and not label.ignore_in_eval
+)
+CITYSCAPES_INSTANCE_CLASSES: tuple[str, ...] = tuple(
+    label.name for label in CITYSCAPES_INSTANCE_LABELS
+)
+
+# The 80 classes in the order of their category ids:
+# https://cocodataset.org/#download, instances_val2017.json, "categories".
+COCO_CLASSES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
+    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
+    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
+# Category ids of the classes above; COCO's ids have gaps.
+COCO_CATEGORY_IDS: tuple[int, ...] = tuple(
+    i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+)

@@ -1,0 +1,55 @@
+"""The checks of a run, in the order in which a mistake would otherwise show."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from d2ft.config import check_cfg
+from d2ft.data.catalog import class_names
+from d2ft.host import find_host
+from d2ft.preflight.check_dataset import check_datasets
+from d2ft.preflight.check_weights import check_weights
+
+
+def check_config_and_data(
+    cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False
+) -> dict[str, Any]:
+    """
+    Check what a trainer is built from: the config and the datasets that it names.
+
+    Args:
+        cfg: resolved; its datasets are registered.
+        world_size: number of processes over all machines.
+        eval_only: training sets are not needed.
+
+    Returns:
+        What was found, for ``preflight.json``: ``{"host": ..., "datasets": ...}``.
+
+    Raises:
+        UserError: at the first check that fails.
+    """
+    check_cfg(cfg, world_size)
+    return {"host": str(find_host()), "datasets": check_datasets(cfg, eval_only=eval_only)}
+
+
+def run_preflight(
+    cfg: CfgNode, *, world_size: int = 1, eval_only: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """
+    Check config, datasets and weights, before any process is started or anything is written.
+
+    Args:
+        cfg: resolved; its datasets are registered.
+        world_size: number of processes over all machines.
+        eval_only: training sets are not needed, and the weights must fill the whole model.
+        resume: the weights are those of the last checkpoint, if there is one.
+
+    Returns:
+        As :func:`check_config_and_data`, and ``"weights"``.
+
+    Raises:
+        UserError: at the first check that fails.
+    """
+    found = check_config_and_data(cfg, world_size=world_size, eval_only=eval_only)
+    classes = class_names(next(iter(found["datasets"])))
+    return {**found, "weights": check_weights(cfg, classes, eval_only=eval_only, resume=resume)}

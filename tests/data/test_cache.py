@@ -1,0 +1,103 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from detectron2.structures import BoxMode
+
+from d2ft.data.cache import cache_dir, cached_records
+from d2ft.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("D2FT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("a")
+    return path
+
+
+class _Parser:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        annotation = {"bbox": [0.0, 0.0, 1.0, 1.0], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        return [{"file_name": "é 1.png", "annotations": [annotation]}]
+
+
+def _cache_files():
+    return list((cache_dir() / "datasets").glob("*.json"))
+
+
+def test_the_second_call_reads_what_the_first_parsed(source):
+    parse = _Parser()
+    first = cached_records("set", [source], parse, version=1)
+    second = cached_records("set", [source], parse, version=1)
+    assert first == second == parse()
+    assert parse.calls == 2  # once by the cache, once by the line above
+    assert isinstance(second[0]["annotations"][0]["bbox_mode"], BoxMode)
+
+
+def test_a_changed_file_is_parsed_again(source):
+    parse = _Parser()
+    cached_records("set", [source], parse, version=1)
+    source.write_text("ab")
+    cached_records("set", [source], parse, version=1)
+    assert parse.calls == 2
+
+
+def test_a_file_of_the_same_size_but_another_time_is_parsed_again(source):
+    parse = _Parser()
+    cached_records("set", [source], parse, version=1)
+    os.utime(source, ns=(1, 1))
+    cached_records("set", [source], parse, version=1)
+    assert parse.calls == 2
+
+
+def test_a_new_version_of_the_parser_parses_again(source):
+    parse = _Parser()
+    cached_records("set", [source], parse, version=1)
+    cached_records("set", [source], parse, version=2)
+    assert parse.calls == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "other"}', "\x00\xff"])
+def test_an_unreadable_cache_is_rebuilt(source, content):
+    parse = _Parser()
+    cached_records("set", [source], parse, version=1)
+    (path,) = _cache_files()
+    path.write_text(content)
+    assert cached_records("set", [source], parse, version=1) == parse()
+    assert json.loads(path.read_text())["key"] == "set"
+
+
+def test_of_several_callers_one_builds_and_the_others_wait(source):
+    parse = _Parser()
+    with ThreadPoolExecutor(8) as pool:
+        results = list(
+            pool.map(lambda _: cached_records("set", [source], parse, version=1), range(8))
+        )
+    assert parse.calls == 1
+    assert all(result == results[0] for result in results)
+
+
+def test_a_parser_that_fails_leaves_no_cache(source):
+    def fail():
+        raise UserError("broken")
+
+    with pytest.raises(UserError, match="broken"):
+        cached_records("set", [source], fail, version=1)
+    assert _cache_files() == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("D2FT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set the environment variable D2FT_CACHE"):
+        cache_dir()

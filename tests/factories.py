@@ -1,0 +1,87 @@
+"""Miniature datasets and models that tests share; the scenes come from d2ft's own generator."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+
+from d2ft.config import load_cfg
+from d2ft.data.synthetic import write_mini_cityscapes
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Overrides for a Mask R-CNN R50-FPN config: the real classes at a width that trains in a blink.
+TINY_MODEL = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "4",
+    "MODEL.FPN.OUT_CHANNELS", "16",
+    "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", "100",
+    "MODEL.RPN.POST_NMS_TOPK_TEST", "50",
+]  # fmt: skip
+
+# Overrides for a run of a few steps on miniature frames.
+SHORT_RUN = [
+    "INPUT.MIN_SIZE_TRAIN", "(64, 96)",
+    "INPUT.MAX_SIZE_TRAIN", "192",
+    "INPUT.MIN_SIZE_TEST", "64",
+    "INPUT.MAX_SIZE_TEST", "192",
+    "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.BASE_LR", "0.005",
+    "SOLVER.MAX_ITER", "4",
+    "SOLVER.STEPS", "()",
+    "SOLVER.WARMUP_ITERS", "0",
+    "SOLVER.CHECKPOINT_PERIOD", "2",
+    "TEST.EVAL_PERIOD", "0",
+    "LOG_PERIOD", "1",
+    "DATALOADER.NUM_WORKERS", "0",
+    "SEED", "1",
+]  # fmt: skip
+
+
+def write_cityscapes(root: Path, *, train: int = 4, val: int = 2) -> Path:
+    """Write a miniature Cityscapes of 64x128 frames into ``root/cityscapes``; return ``root``."""
+    write_mini_cityscapes(
+        root / "cityscapes", splits={"train": train, "val": val}, image_size=(64, 128), seed=3
+    )
+    return root
+
+
+def seeded_model(cfg):
+    """
+    Build the model of a config from a fixed seed, with activations that stay in range.
+
+    Without pretrained weights, FrozenBN is the identity and each residual block doubles the
+    variance; damping the last norm of a block keeps losses finite.
+    """
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("conv3.norm.weight"):
+                tensor.mul_(0.2)
+    return model
+
+
+def write_zoo_weights(path: Path, model) -> Path:
+    """Write a model's weights in the format of Detectron2's model zoo: a pickle of arrays."""
+    arrays = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    with open(path, "wb") as file:
+        pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo"}, file)
+    return path
+
+
+def write_coco_weights(path: Path, overrides=TINY_MODEL) -> Path:
+    """Write zoo weights of an 80-class model that fits ``configs/cityscapes_ft.yaml``."""
+    cfg = load_cfg(
+        PROJECT / "configs/cityscapes_ft.yaml",
+        [*overrides, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.DEVICE", "cpu"],
+    )
+    return write_zoo_weights(path, seeded_model(cfg))

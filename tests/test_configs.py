@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import detectron2
+import pytest
+import yaml
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from d2ft.config import add_d2ft_config, check_cfg, load_cfg
+from d2ft.config.defaults import get_value
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/**/*.yaml")])
+ENTRY_FILES = [path for path in FILES if "_base_" not in path.parts]
+# It shows the tutorial's five parts whole, with what it inherits.
+SHOWS_ALL = ROOT / "configs" / "cityscapes_ft.yaml"
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def zoo_config():
+    """The zoo's config of the tutorial's model: inside an installed package, or beside it in git."""
+    package = Path(detectron2.__file__).parent
+    for folder in (package / "model_zoo" / "configs", package.parent / "configs"):
+        path = folder / "COCO-InstanceSegmentation" / "mask_rcnn_R_50_FPN_3x.yaml"
+        if path.is_file():
+            return path
+    pytest.skip("the installed Detectron2 ships no configs of its model zoo")
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_loads_and_freezes(path):
+    cfg = load_cfg(path)
+    cfg.freeze()
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_is_safe_yaml_of_version_2(path):
+    assert yaml.safe_load(path.read_text())["VERSION"] == 2
+
+
+@pytest.mark.parametrize("path", ENTRY_FILES, ids=name)
+def test_entry_file_passes_the_check(path):
+    check_cfg(load_cfg(path))
+
+
+@pytest.mark.parametrize("path", ENTRY_FILES, ids=name)
+def test_entry_file_begins_with_its_command(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# python ")
+    assert f"--config-file {name(path)}" in first
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != SHOWS_ALL], ids=name)
+def test_no_key_equals_what_the_file_inherits(path, tmp_path):
+    tree = yaml.safe_load(path.read_text())
+    bases = tree.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    inherited = tmp_path / "inherited.yaml"
+    base_tree = {"_BASE_": [str(path.parent / base) for base in bases]} if bases else {}
+    inherited.write_text(yaml.safe_dump(base_tree))
+    before, after = load_cfg(inherited), load_cfg(path)
+    del tree["VERSION"]  # every file says it, so that Detectron2 need not guess
+    assert [key for key in leaves(tree) if get_value(before, key) == get_value(after, key)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_plain_detectron2_reads_the_same(path):
+    cfg = get_detectron2_cfg()
+    add_d2ft_config(cfg)
+    cfg.merge_from_file(str(path), allow_unsafe=False)
+    assert cfg == load_cfg(path)
+
+
+def test_model_base_is_the_model_of_the_zoo():
+    theirs = load_cfg(zoo_config())
+    ours = load_cfg(ROOT / "configs/_base_/models/mask_rcnn_r50_fpn.yaml")
+    theirs.MODEL.WEIGHTS = ours.MODEL.WEIGHTS
+    assert ours.MODEL == theirs.MODEL
+
+
+def test_cityscapes_changes_only_head_settings_of_the_zoo_model():
+    theirs = load_cfg(zoo_config()).MODEL
+    ours = load_cfg(SHOWS_ALL).MODEL
+    theirs.WEIGHTS = ours.WEIGHTS
+    theirs.ROI_HEADS.NUM_CLASSES = 8
+    theirs.ROI_BOX_HEAD.SMOOTH_L1_BETA = 1.0
+    assert ours == theirs
+
+
+def test_cityscapes_schedule_is_the_arithmetic_in_its_comment():
+    cfg = load_cfg(SHOWS_ALL)
+    epoch = 2965 * 8 // cfg.SOLVER.IMS_PER_BATCH
+    assert cfg.SOLVER.MAX_ITER == 8 * epoch
+    assert cfg.SOLVER.STEPS == (7 * epoch,)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == epoch
