@@ -101,6 +101,6 @@ def test_cityscapes_changes_only_head_settings_of_the_zoo_model():
 def test_cityscapes_schedule_is_the_arithmetic_in_its_comment():
     cfg = load_cfg(SHOWS_ALL)
     epoch = 2965 * 8 // cfg.SOLVER.IMS_PER_BATCH
-    assert cfg.SOLVER.MAX_ITER == 8 * epoch
-    assert cfg.SOLVER.STEPS == (7 * epoch,)
+    schedule = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS)
+    assert schedule == (8 * epoch, (7 * epoch,))
     assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == epoch

@@ -129,18 +129,18 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         writes = bool(self.report_dir) and not self._resuming and comm.is_main_process()
         digest = sha256(self._local_file) if writes else ""
         report = build_load_report(shapes, checkpoint, self._source, sha256=digest)
-        logger.log(
-            logging.WARNING if report.surprises else logging.INFO,
-            report.format_table(len(self.thing_classes)),
-        )
         check_coverage(report, every_tensor=self.every_tensor or self._resuming)
         # Neither what the user says of MODEL.WEIGHTS nor the warning is about our own checkpoint.
         given = () if self._resuming else self.source_classes
         file_classes = known_classes(checkpoint, self._source, given)
         warning = check_class_names(report, file_classes, self.thing_classes)
+        incompatible = super()._load_model(checkpoint)
+        logger.log(
+            logging.WARNING if report.surprises else logging.INFO,
+            report.format_table(len(self.thing_classes)),
+        )
         if warning and not self._resuming:
             logger.warning(warning)
-        incompatible = super()._load_model(checkpoint)
         if writes:
             report.write(Path(self.report_dir) / "load_report.json")
         return incompatible

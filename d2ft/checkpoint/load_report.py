@@ -54,7 +54,8 @@ _IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r".*num_batches_tracked"), "a counter that FrozenBN does without"),
 )
 
-_NAMES_SHOWN = 10
+# The final predictors of a Mask R-CNN.
+_NAMES_SHOWN = 6
 
 
 class SkippedTensor(NamedTuple):
@@ -171,15 +172,12 @@ class LoadReport:
         """
         parts = [
             f"loaded {len(self.loaded)} of {self.model_size} tensors from {self.source}",
-            self._format_groups(),
+            f"{self._format_groups()}\n",
         ]
         if self.skipped:
             rows = [(name, str(file), str(model)) for name, file, model in self.skipped]
-            parts.append(
-                tabulate(
-                    rows, headers=("skipped, the shapes differ", "in the file", "in the model")
-                )
-            )
+            headers = ("skipped, the shapes differ", "in the file", "in the model")
+            parts.append(f"{tabulate(rows, headers)}\n")
         if self.backbone_only:
             parts.append("backbone only: heads start fresh")
         elif self.fresh_predictors:
@@ -201,7 +199,7 @@ class LoadReport:
             )
         for reason, count in Counter(tensor.reason for tensor in self.ignored).items():
             parts.append(f"ignored {count} ({reason})")
-        return "\n".join(parts)
+        return "\n".join(parts).rstrip()
 
     def _format_groups(self) -> str:
         columns = [
@@ -260,7 +258,7 @@ def compare_shapes(
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Return the first ten names, and how many more there are."""
+    """Return the first six names, and how many more there are."""
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
@@ -299,7 +297,7 @@ def check_coverage(report: LoadReport, *, every_tensor: bool) -> None:
         lacking = list(left) if 2 * len(left) > len(names) else []
     if lacking:
         raise UserError(
-            f"MODEL.WEIGHTS {report.source} does not fit the model: {len(lacking)} of the tensors "
+            f"{report.source} does not fit the model: {len(lacking)} of the tensors "
             f"that it has to fill are not in it, or in another shape: {_describe(report, lacking)}. "
             "Likely the MODEL section of the config describes another architecture (depth, width, "
             "FPN or C4, norm layers) than the one that was trained, or the file comes from another "

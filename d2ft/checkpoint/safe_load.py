@@ -99,7 +99,7 @@ def _read_torch_file(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as tensors only ({reason}).") from error
     except Exception as error:
         # PyTorch reports a damaged file by whatever its reader trips over.
-        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        reason = re.split(r"\.? *\n|\. ", str(error))[0] or type(error).__name__
         raise UserError(
             f"{path}: PyTorch cannot read the file ({reason}); most likely it is truncated or "
             "damaged. Copy or download it again."
@@ -179,6 +179,8 @@ class _ArrayUnpickler(pickle._Unpickler):
     """
 
     stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {**pickle._Unpickler.dispatch}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -200,7 +202,12 @@ class _ArrayUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"a state for a {type(target).__name__}")
         _UNRESTRICTED_BUILD(self)
 
+    def _bytearray(self) -> None:
+        # The base class reserves the memory before it looks whether the file has as much.
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
     dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
 
 
 def _as_checkpoint(content: dict[str, Any], is_torch_file: bool) -> dict[str, Any]:

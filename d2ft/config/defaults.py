@@ -34,10 +34,6 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     # Iterations between two log lines. 20 is what Detectron2 writes into its code.
     cfg.LOG_PERIOD = 20
 
-    # Folder of what is built once and read by later runs, such as parsed datasets.
-    # "" stands for $D2FT_CACHE, and ~/.cache/d2ft where that is not set.
-    cfg.DATASETS.CACHE_DIR = ""
-
     # Share of the training set, in (0, 1], that SAMPLER_TRAIN RandomSubsetTrainingSampler draws
     # from. Detectron2 reads this key but never declares it, so no YAML could set it.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0

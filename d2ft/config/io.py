@@ -52,6 +52,7 @@ class _Entry:
 
 
 _Tree = dict[str, _Entry]
+_ListOrTuple = list[Any] | tuple[Any, ...]
 
 
 def load_cfg(path: str | os.PathLike[str] | None, opts: Sequence[Any] = ()) -> CfgNode:
@@ -150,7 +151,7 @@ def _read(path: str) -> _Tree:
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
-        if root is None:
+        if root is None or root.tag.endswith(":null"):
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{shown}: a config consists of lines KEY: value; these are not")
@@ -193,9 +194,9 @@ def _read_with_bases(path: str, chain: tuple[str, ...]) -> _Tree:
             circle = " -> ".join(_shown(file) for file in (*chain, base))
             raise UserError(f"{bases.origin}: {_BASE_KEY} leads back to where it began: {circle}")
         if not os.path.isfile(base):
+            message = f"{_BASE_KEY} names {name!r}, but there is no file {_shown(base)}"
             raise UserError(
-                f"{bases.origin}: {_BASE_KEY} names {name!r}, but there is no file {_shown(base)}; "
-                "the name is relative to the file that gives it"
+                f"{bases.origin}: {message}; give it relative to the file that names it"
             )
         merged = _merged(merged, _read_with_bases(base, chain))
     return _merged(merged, tree)
@@ -205,7 +206,7 @@ def _base_names(bases: _Entry) -> list[str]:
     names = [bases.value] if isinstance(bases.value, str) else bases.value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         raise UserError(f"{bases.origin}: {_BASE_KEY} is a file name or a YAML list of file names")
-    if _decode(bases.value) != bases.value:
+    if isinstance(bases.value, str) and bases.value.startswith(("(", "[")):
         # Elsewhere in these files ("a", "b") is a tuple, because the config decodes it.
         files = ", ".join(_words(bases.value))
         raise UserError(
@@ -249,9 +250,8 @@ def _merged(base: _Tree, tree: _Tree, prefix: str = "") -> _Tree:
 
 
 def _shown(path: str) -> str:
-    path = os.path.normpath(path)
     relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else relative
+    return os.path.normpath(path) if relative.startswith(os.pardir) else relative
 
 
 def _write(
@@ -267,10 +267,8 @@ def _write(
             if new:
                 node[name] = CfgNode(new_allowed=True)
             elif not isinstance(node[name], CfgNode):
-                raise UserError(
-                    f"{entry.origin}: {key} is a single value such as {node[name]!r}, "
-                    "not a group of keys"
-                )
+                value = f"a single value such as {node[name]!r}"
+                raise UserError(f"{entry.origin}: {key} is {value}, not a group of keys")
             _write(entry.value, node[name], root, f"{key}.", origins)
         else:
             node[name] = _new_value(key, entry) if new else _fit(key, entry, node[name])
@@ -290,25 +288,25 @@ def _decode(value: Any) -> Any:
 
 def _fit(key: str, entry: _Entry, default: Any) -> Any:
     """Return the entry's value in the type of ``default``, or raise what would have fitted."""
+    if default is None:
+        return _new_value(key, entry)
     if isinstance(default, CfgNode):
-        raise UserError(
-            f"{entry.origin}: {key} is a group of keys such as {key}.{min(default, default='X')}, "
-            f"not a value as {entry.value!r}"
-        )
+        group = f"a group of keys such as {key}.{min(default, default='X')}"
+        raise UserError(f"{entry.origin}: {key} is {group}, not a value as {entry.value!r}")
     value = _decode(entry.value)
-    kinds = (type(value), type(default))
-    # yacs takes None for everything, and everything for None.
-    if kinds[0] is kinds[1] or value is None or (default is None and kinds[0] in _EXPECTED):
+    actual, expected = type(value), type(default)
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return _sequence(value, default)
+    if actual is expected or value is None:  # yacs takes None for everything
         return value
-    if kinds in {(int, float), (list, tuple), (tuple, list)}:
-        return kinds[1](value)
-    if kinds in {(int, str), (float, str)} and isinstance(entry.value, str):
-        # OUTPUT_DIR 2026: without this no one could name a folder by digits.
-        return entry.value
-    shown = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if actual is int and expected is float:
+        return float(value)
+    if actual in (int, float) and expected is str and isinstance(entry.value, str):
+        return entry.value  # OUTPUT_DIR 2026: else no folder could be named by digits
+    shown = json.dumps(value, ensure_ascii=False) if actual is str else repr(value)
     raise UserError(
-        f"{entry.origin}: {key} must be {_EXPECTED.get(kinds[1], 'a plain value')}, "
-        f"but is the {kinds[0].__name__} {shown}{_remedy(key, entry, value, kinds[1])}"
+        f"{entry.origin}: {key} must be {_EXPECTED[expected]}, but is the {actual.__name__} {shown}"
+        + _remedy(key, entry, value, expected)
     )
 
 
@@ -338,5 +336,14 @@ def _new_value(key: str, entry: _Entry) -> Any:
     value = _decode(entry.value)
     if value is not None and type(value) not in _EXPECTED:
         raise UserError(f"{entry.origin}: {key} cannot hold the {type(value).__name__} {value!r}")
-    # A tuple is dumped as a list; without a default to turn it back, only a list stays the same.
-    return list(value) if isinstance(value, tuple) else value
+    return _sequence(value, []) if isinstance(value, (list, tuple)) else value
+
+
+def _sequence(value: _ListOrTuple, like: _ListOrTuple) -> _ListOrTuple:
+    """
+    Return ``value`` as list or tuple as ``like`` is, what is nested in it likewise, or as a list.
+
+    A dumped config holds lists only, so this is what makes it come back equal.
+    """
+    inner = like[0] if like and isinstance(like[0], (list, tuple)) else []
+    return type(like)(_sequence(v, inner) if isinstance(v, (list, tuple)) else v for v in value)

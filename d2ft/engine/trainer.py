@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import weakref
 from pathlib import Path
@@ -182,6 +183,8 @@ class FinetuneTrainer(DefaultTrainer):
         """
         Same as :meth:`DefaultTrainer.test`, but OUTPUT_DIR gets the results as well.
 
+        In ``results.json`` a metric that could not be computed is null.
+
         Returns:
             task -> metric -> percent; with several test sets dataset -> task -> metric. Empty
             on processes other than the main one.
@@ -190,8 +193,15 @@ class FinetuneTrainer(DefaultTrainer):
         if comm.is_main_process():
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
             with atomic_write(Path(cfg.OUTPUT_DIR) / "results.json") as file:
-                json.dump(results, file, indent=2)
+                json.dump(_without_nan(results), file, indent=2, allow_nan=False)
         return results
+
+
+def _without_nan(results: Any) -> Any:
+    # JSON has no NaN, which stands for a metric that could not be computed.
+    if isinstance(results, dict):
+        return {key: _without_nan(value) for key, value in results.items()}
+    return None if isinstance(results, float) and math.isnan(results) else results
 
 
 def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:

@@ -242,6 +242,7 @@ def test_content_that_is_no_model_is_refused_with_the_reason(tmp_path, content, 
         load_checkpoint_file(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["pickle", "torch", "legacy torch"])
 def test_damaged_files_end_in_a_clean_error_or_load(tmp_path, kind):
     path = tmp_path / "damaged.pth"

@@ -73,7 +73,8 @@ def mounted(
         rng: source of colours and direction.
         vehicle: key of :data:`SADDLES`.
         rider_label: class name of the rider in the dataset at hand.
-        centre, ground: middle and foot of the vehicle, in pixels.
+        centre: column of the middle of the vehicle.
+        ground: row of its foot.
         height: of the vehicle, in pixels.
         light: look of the picture.
         haze: share of haze over both.
@@ -89,11 +90,10 @@ def mounted(
     offset = saddle.left * height
     if mirrored:
         offset = width - offset - above.alpha.shape[1]
+    seat = (round(left + offset), round(top + saddle.top * height))
     return [
         Thing(vehicle, (Placed(below, left, top, haze),)),
-        Thing(
-            rider_label, (Placed(above, round(left + offset), round(top + saddle.top * height), haze),)
-        ),
+        Thing(rider_label, (Placed(above, *seat, haze),)),
     ]
 
 
@@ -115,7 +115,8 @@ def group(
         rng: source of number, colours and distances.
         member: key of ``ROAD_STYLES``.
         label: name of the group in the dataset at hand.
-        centre, ground: middle and foot of the group, in pixels.
+        centre: column of the middle of the group.
+        ground: row of its foot.
         height: of a member, in pixels.
         light: look of the picture.
         haze: share of haze over all.

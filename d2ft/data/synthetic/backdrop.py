@@ -1,5 +1,6 @@
 """Where objects stand: streets as labelled surfaces, and cluttered backgrounds without labels."""
 
+import itertools
 from typing import NamedTuple
 
 import cv2
@@ -48,7 +49,7 @@ class View(NamedTuple):
             image_size=image_size,
             horizon=H * rng.uniform(0.36, 0.45),
             vanishing_x=W * rng.uniform(0.35, 0.65),
-            camera_height=2.2,
+            camera_height=2.6,
             light=light,
             haze_colour=(grey - 6, grey, grey + 8),
             haze_strength=rng.uniform(0.3, 0.5),
@@ -118,7 +119,7 @@ def street_surfaces(rng: np.random.Generator, view: View) -> tuple[list[Surface]
     for side in (-1, 1):
         surfaces += _facades(rng, view, side)
         surfaces += _trees(rng, view, side)
-        surfaces += _poles(rng, view, side, count=int(rng.integers(2, 6)), nearest=0.16)
+        surfaces += _poles(rng, view, side, count=int(rng.integers(4, 9)), nearest=0.16)
     front = []
     if rng.random() < 0.4:
         front = _poles(rng, view, int(rng.choice((-1, 1))), count=1, nearest=0.3)
@@ -158,7 +159,8 @@ def _ground(rng: np.random.Generator, view: View) -> list[Surface]:
         if rng.random() < 0.3:
             label, colour, roughness = "terrain", (118, 128, 84), 0.25
         corners = _corners((edge, top), (middle, top), (middle, bottom), (edge, bottom))
-        surfaces.append(Surface(label, corners, _vary(rng, colour, 0.12, view.light), roughness, 0.08))
+        colour = _vary(rng, colour, 0.12, view.light)
+        surfaces.append(Surface(label, corners, colour, roughness, 0.08))
     # Far beyond the picture, so that the edges keep their direction until its border.
     left, right = (view.vanishing_x + side * half * near for side in (-1, 1))
     road = np.array(
@@ -195,7 +197,7 @@ def _facades(rng: np.random.Generator, view: View, side: int) -> list[Surface]:
     depths = np.geomspace(nearest * 0.1, nearest * 1.02, int(rng.integers(5, 9)))
     surfaces = []
     palette = ((170, 130, 104), (186, 178, 160), (140, 138, 142), (152, 112, 94), (196, 188, 178))
-    for far, near in zip(depths[:-1], depths[1:], strict=True):
+    for far, near in itertools.pairwise(depths):
         if rng.random() < 0.12:
             continue
         storey, storeys = 3.2, int(rng.integers(2, 6))
@@ -225,7 +227,7 @@ def _facades(rng: np.random.Generator, view: View, side: int) -> list[Surface]:
 def _trees(rng: np.random.Generator, view: View, side: int) -> list[Surface]:
     H = view.image_size[0]
     surfaces = []
-    for below in sorted(H * rng.uniform(0.05, 0.20, int(rng.integers(1, 5)))):
+    for below in sorted(H * rng.uniform(0.05, 0.20, int(rng.integers(2, 6)))):
         scale = below / view.camera_height
         x = side * rng.uniform(8.0, 12.0)
         trunk = _corners(

@@ -121,10 +121,10 @@ def draw_sprite(
     shape = SHAPES[shape_name or str(rng.choice(style.shapes))]
     if mirrored is None:
         mirrored = bool(rng.random() < 0.5)
-    stretch = height * rng.uniform(0.92, 1.08)
+    stretch = height * rng.uniform(0.92, 1.08) * (-1 if mirrored else 1)
     cos, sin = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
     # From heights to pixels, around the middle of the shape.
-    matrix = np.array([[cos, -sin], [sin, cos]]) @ np.diag([-stretch if mirrored else stretch, height])
+    matrix = np.array([[cos, -sin], [sin, cos]]) @ np.diag([stretch, height])
     middle = np.array([shape.width / 2, 0.5])
     placed = [(part.paint, (part.points - middle) @ matrix.T) for part in shape.parts]
     corners = np.concatenate([points for _, points in placed])

@@ -136,9 +136,7 @@ def _make_picture(
     return photo, [_annotation(ids == n, thing) for n, thing in enumerate(things, start=1)]
 
 
-def _still_life(
-    rng: np.random.Generator, image_size: tuple[int, int], light: Light
-) -> list[Thing]:
+def _still_life(rng: np.random.Generator, image_size: tuple[int, int], light: Light) -> list[Thing]:
     """Return things in painting order: what stands lower in the picture is nearer."""
     stage = Stage(image_size, least_share=_LEAST_SHARE, least_pixels=_LEAST_PIXELS)
     grounds = image_size[0] * rng.uniform(0.30, 1.05, int(rng.integers(3, 10)))

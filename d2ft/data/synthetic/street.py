@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ft.data.synthetic.arrangement import Stage, Thing, group, mounted
-from d2ft.data.synthetic.backdrop import Surface, View, paint_surface, street_surfaces
+from d2ft.data.synthetic.backdrop import View, paint_surface, street_surfaces
 from d2ft.data.synthetic.drawing import (
     Image8,
-    Light,
     Placed,
     draw_sprite,
     outline,
@@ -69,30 +68,30 @@ class Traffic(NamedTuple):
 
 # A mounted kind is a vehicle with a rider on it, a group several objects under one label.
 TRAFFIC: dict[str, Traffic] = {
-    "person": Traffic(0.20, 1.75, 11.0),
-    "car": Traffic(0.24, 1.50, 7.0),
-    "truck": Traffic(0.09, 2.90, 5.0),
-    "bus": Traffic(0.09, 3.00, 5.0),
-    "train": Traffic(0.06, 3.00, 5.0),
-    "motorcycle": Traffic(0.05, 1.20, 8.0),
-    "bicycle": Traffic(0.06, 1.10, 9.0),
-    "mounted bicycle": Traffic(0.07, 1.10, 7.0),
-    "mounted motorcycle": Traffic(0.06, 1.20, 6.0),
-    "persongroup": Traffic(0.03, 1.70, 11.0),
-    "cargroup": Traffic(0.03, 1.50, 8.0),
-    "bicyclegroup": Traffic(0.01, 1.05, 9.0),
+    "person": Traffic(0.20, 1.75, 14.0),
+    "car": Traffic(0.24, 1.50, 9.0),
+    "truck": Traffic(0.11, 2.90, 7.0),
+    "bus": Traffic(0.11, 3.00, 6.0),
+    "train": Traffic(0.10, 3.00, 6.0),
+    "motorcycle": Traffic(0.05, 1.20, 9.0),
+    "bicycle": Traffic(0.06, 1.10, 10.0),
+    "mounted bicycle": Traffic(0.07, 1.10, 9.0),
+    "mounted motorcycle": Traffic(0.06, 1.20, 8.0),
+    "persongroup": Traffic(0.03, 1.70, 13.0),
+    "cargroup": Traffic(0.03, 1.50, 10.0),
+    "bicyclegroup": Traffic(0.01, 1.05, 10.0),
     "caravan": Traffic(0.015, 2.40, 6.0),
     "trailer": Traffic(0.015, 1.90, 6.0),
 }
 
 # How far below the horizon objects stand, and how tall they may be, in heights of the picture.
-_NEAREST, _FARTHEST, _TALLEST = 0.44, 0.11, 0.36
-# The larger, the more of the objects are far away.
+_NEAREST, _FARTHEST, _TALLEST = 0.48, 0.12, 0.33
+# The larger, the more of the objects are far away, as on a plane.
 _CROWDING = 1.4
-# Places tried for an object before the street does without it.
-_ATTEMPTS = 10
+# So many kinds and places are tried at a distance before it stays empty.
+_ATTEMPTS = 12
 # Of a road object this much must be seen: less is a riddle, not an example.
-_LEAST_SHARE = 0.35
+_LEAST_SHARE = 0.3
 _LEAST_PIXELS = 60
 
 
@@ -125,7 +124,8 @@ def make_street_scene(
         objects.append(_labelled(surface.label, surface.corners))
     for thing in things:
         for placed in thing.members:
-            _cast_shadow(image, placed)
+            if thing.label != "rider":
+                _cast_shadow(image, placed)
             paste(image, placed, view.haze_colour)
         corners = outline(thing.members, image_size)
         if corners is not None:
@@ -142,22 +142,19 @@ def _traffic(rng: np.random.Generator, view: View, wanted: int) -> list[Thing]:
     weights = np.array([TRAFFIC[kind].weight for kind in kinds])
     weights /= weights.sum()
     H = view.image_size[0]
-    # A fuller street reaches farther.
-    farthest = _FARTHEST * min(1.0, (10 / max(wanted, 1)) ** 0.5)
-    entrants: list[tuple[float, str]] = []
-    while (room := wanted - sum(_num_things(kind) for _, kind in entrants)) > 0:
-        kind = str(rng.choice(kinds, p=weights))
-        if _num_things(kind) > room:
-            continue
-        # As on a plane, there is more far away than near by.
-        below = H * farthest * (_NEAREST / farthest) ** (rng.random() ** _CROWDING)
-        below = min(below, H * _TALLEST * view.camera_height / TRAFFIC[kind].metres)
-        entrants.append((below, kind))
+    # A fuller street reaches farther and is wider.
+    width = max(1.0, wanted / 10) ** 0.5
+    farthest = _FARTHEST / width
+    # More than wanted: some will find no room.
+    nearness = rng.random(wanted * 3 // 2) ** _CROWDING
+    distances = farthest * (_NEAREST / farthest) ** nearness
     stage = Stage(view.image_size, least_share=_LEAST_SHARE, least_pixels=_LEAST_PIXELS)
-    for below, kind in sorted(entrants, reverse=True):
-        for distance in np.geomspace(below, H * farthest, _ATTEMPTS):
-            # The street may be full up to the previous one's distance, but not behind it.
-            if stage.admit(_enter(rng, view, kind, distance)):
+    for below in H * np.sort(distances)[::-1]:
+        for _ in range(_ATTEMPTS):
+            kind = str(rng.choice(kinds, p=weights))
+            height = TRAFFIC[kind].metres / view.camera_height * below
+            fits = height <= H * _TALLEST and len(stage.things) + _num_things(kind) <= wanted
+            if fits and stage.admit(_enter(rng, view, kind, below, width)):
                 break
     return stage.things
 
@@ -166,10 +163,21 @@ def _num_things(kind: str) -> int:
     return 2 if kind.startswith("mounted ") else 1
 
 
-def _enter(rng: np.random.Generator, view: View, kind: str, below: float) -> list[Thing]:
-    """Put an object of a kind of :data:`TRAFFIC` ``below`` pixels under the horizon."""
+def _enter(
+    rng: np.random.Generator, view: View, kind: str, below: float, width: float
+) -> list[Thing]:
+    """
+    Put an object of a kind of :data:`TRAFFIC` into the street.
+
+    Args:
+        rng: source of everything random.
+        view: camera and light.
+        kind: what enters.
+        below: distance of its foot from the horizon, in pixels.
+        width: factor on how far from the middle it may stand.
+    """
     scale = below / view.camera_height
-    reach = TRAFFIC[kind].reach
+    reach = TRAFFIC[kind].reach * width
     W = view.image_size[1]
     left, right = -view.vanishing_x / scale, (W - view.vanishing_x) / scale
     centre = view.vanishing_x + scale * rng.uniform(max(-reach, left), min(reach, right))
@@ -193,13 +201,15 @@ def _cast_shadow(image: Image8, placed: Placed) -> None:
     h, w = placed.sprite.alpha.shape
     thickness = max(2, round(0.06 * h))
     top = max(placed.top + h - 2 * thickness, 0)
-    strip = image[top : max(placed.top + h + thickness, 0), max(placed.left, 0) : max(placed.left + w, 0)]
+    left, right = max(placed.left, 0), max(placed.left + w, 0)
+    strip = image[top : max(placed.top + h + thickness, 0), left:right]
     if strip.size == 0:
         return
-    mask = np.zeros(strip.shape[:2], dtype=np.uint8)
-    middle = (placed.left + w // 2 - max(placed.left, 0), placed.top + h - thickness // 2 - top)
-    cv2.ellipse(mask, middle, (w // 2, thickness), 0, 0, 360, 255, -1, cv2.LINE_AA)
-    strip[:] = np.round(strip * (1 - mask[..., None].astype(np.float32) / 255 * 0.5)).astype(np.uint8)
+    darkness = np.zeros(strip.shape[:2], dtype=np.uint8)
+    middle = (placed.left + w // 2 - left, placed.top + h - thickness // 2 - top)
+    cv2.ellipse(darkness, middle, (w // 2, thickness), 0, 0, 360, 128, -1, cv2.LINE_AA)
+    lit = 1 - darkness[..., None].astype(np.float32) / 255
+    strip[:] = np.round(strip * lit).astype(np.uint8)
 
 
 def _photograph(rng: np.random.Generator, image: Image8) -> Image8:

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from d2ft.data import register_instances
+from d2ft.evaluation import CocoEvaluator
+
+
+def _records(boxes):
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": i % 2, "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]
+    return [
+        {"file_name": "a.png", "image_id": 1, "height": 100, "width": 100, "annotations": annotations}
+    ]
+
+
+def _evaluate(name, boxes, **options):
+    evaluator = CocoEvaluator(name, ["bbox"], **options)
+    evaluator.reset()
+    instances = Instances((100, 100))
+    instances.pred_boxes = Boxes(torch.tensor(boxes))
+    instances.scores = torch.linspace(0.9, 0.5, len(boxes))
+    instances.pred_classes = torch.arange(len(boxes)) % 2
+    evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    return evaluator.evaluate()
+
+
+BOXES = [[10.0, 10.0, 50.0, 50.0], [20.0, 30.0, 90.0, 95.0]]
+
+
+@pytest.fixture
+def dataset():
+    register_instances("boxes", lambda: _records(BOXES), thing_classes=["cat", "dog"])
+    return "boxes"
+
+
+def test_perfect_boxes_have_an_ap_of_100(dataset):
+    results = _evaluate(dataset, BOXES)["bbox"]
+    assert results["AP"] == pytest.approx(100.0)
+    assert results["AP-dog"] == pytest.approx(100.0)
+
+
+def test_a_task_can_be_given_under_another_name(dataset):
+    assert list(_evaluate(dataset, BOXES, result_names={"bbox": "bbox_coco"})) == ["bbox_coco"]
+
+
+def test_only_the_best_detections_of_an_image_count(dataset):
+    assert _evaluate(dataset, BOXES[::-1][:1] + BOXES, max_dets_per_image=1)["bbox"]["AP"] < 60
+
+
+def test_a_dataset_that_changed_is_not_evaluated_against_its_old_annotations(dataset):
+    assert _evaluate(dataset, BOXES)["bbox"]["AP"] == pytest.approx(100.0)
+    moved = [[x0 + 45, y0, x1 + 45, y1] for x0, y0, x1, y1 in BOXES]
+    DatasetCatalog.remove(dataset)
+    DatasetCatalog.register(dataset, lambda: _records(moved))
+    assert _evaluate(dataset, BOXES)["bbox"]["AP"] == pytest.approx(0.0)
+    assert not hasattr(MetadataCatalog.get(dataset), "json_file")
