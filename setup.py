@@ -16,7 +16,7 @@ INSTALL_REQUIRES = [
     "fvcore>=0.1.5,<0.1.6",  # checkpoints, configs, schedules; Detectron2 has the same bound
     "numpy",  # masks, boxes and metrics as arrays
     "Pillow",  # reads images and the 16-bit PNGs of instance ids
-    "opencv-python",  # augmentation and drawing; the set-up may install the headless build instead
+    "opencv-python",  # drawing; tools/setup_env.sh may put the headless build in its place
     "pycocotools",  # run-length masks and COCO AP
     "cityscapesscripts",  # the official Cityscapes instance AP, and instance ids from polygons
     "PyYAML",  # config files

@@ -20,7 +20,9 @@ import zipfile
 from pathlib import Path
 
 # "black" is only imported to export a LazyConfig; see EXTRAS_REQUIRE in setup.py.
-_DROPPED_REQUIREMENT = re.compile(r"^Requires-Dist: (numpy|black)\b(?!.*extra ==).*\n", re.MULTILINE)
+_DROPPED_REQUIREMENT = re.compile(
+    r"^Requires-Dist: (numpy|black)\b(?!.*extra ==).*\n", re.MULTILINE
+)
 
 
 def repack(wheel: Path, folder: Path) -> Path:

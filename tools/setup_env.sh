@@ -33,9 +33,9 @@ fail() {
     exit 1
 }
 
-step() { # NUMBER TEXT
+step() { # NUMBER TEXT [REMARK]
     STEP="step $1/6 ($2)"
-    printf '[d2ft set-up %s/6] %s ...\n' "$1" "$2" >&2
+    printf '[d2ft set-up %s/6] %s%s ...\n' "$1" "$2" "${3:+ ($3)}" >&2
 }
 
 # Run a command with its output in the log. Every 20 s the last line of the log is shown.
@@ -49,8 +49,7 @@ logged() {
     if [ "$status" -ne 0 ]; then
         say "The last lines of $LOG:"
         tail -n 30 "$LOG" >&2
-        fail "$STEP failed, see the lines above. Once the reason is gone, run this again:" \
-            "it goes on from here."
+        fail "$STEP failed: see the lines above. The next run goes on from here."
     fi
 }
 
@@ -79,8 +78,8 @@ find_python() {
         fi
     done
     fail "no Python 3.10, 3.11 or 3.12 with the modules venv and ensurepip was found." \
-        "Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name it:" \
-        "D2FT_PYTHON=/path/to/python bash tools/setup_env.sh"
+        "Install one (on Debian and Ubuntu: apt install python3 python3-venv)," \
+        "or name the one to use: export D2FT_PYTHON=/path/to/python"
 }
 
 # Succeed if this Python has PyTorch and a Detectron2 that somebody else put there.
@@ -141,17 +140,18 @@ sys.exit(spec is None or pathlib.Path(spec.origin).parents[1] != pathlib.Path(sy
 use_venv() { # EXTRA...
     PY=$VENV/bin/python
     local stamp="$VENV/.complete${1:+-$1}" key
+    check_venv
     # The project's path belongs to it because d2ft is installed from there.
     key="$ROOT $(cat setup.py tools/setup_env.sh tools/missing_requirements.py \
         tools/detectron2_requirement.txt tools/repack_detectron2.py | cksum)"
-    check_venv
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ] && "$PY" -c '' 2> /dev/null; then
         return
     fi
     rm -f "$VENV"/.complete*
     : > "$LOG"
     make_venv
-    step 2 "installing ${TORCH/==/ } (about 5 GB where it comes with CUDA: several minutes)"
+    step 2 "installing ${TORCH/==/ } and ${TORCHVISION/==/ }" \
+        "about 5 GB where they come with CUDA: several minutes"
     warn_about_space
     run_pip install "$TORCH" "$TORCHVISION"
     step 3 "installing detectron2"

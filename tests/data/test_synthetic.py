@@ -228,7 +228,7 @@ class TestMiniCityscapes:
 class TestMiniCoco:
     @pytest.fixture(scope="class")
     def index(self, coco) -> COCO:
-        return COCO(str(coco / "annotations" / "instances_train.json"))
+        return COCO(str(coco / "annotations" / "instances_train2017.json"))
 
     def test_categories_are_those_of_coco(self, index):
         found = [(entry["id"], entry["name"]) for entry in index.dataset["categories"]]
@@ -237,7 +237,7 @@ class TestMiniCoco:
     def test_pictures_are_where_the_annotations_say(self, index, coco):
         assert len(index.imgs) == 80
         for entry in index.imgs.values():
-            with Image.open(coco / "train" / entry["file_name"]) as image:
+            with Image.open(coco / "train2017" / entry["file_name"]) as image:
                 assert image.size == (entry["width"], entry["height"]) == (112, 96)
 
     def test_boxes_and_areas_are_those_of_the_masks(self, index):

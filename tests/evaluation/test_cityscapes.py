@@ -43,9 +43,7 @@ def _perfect(record):
     ids = np.array(Image.open(record["instance_file_name"]))
     single = [a for a in record["annotations"] if not a["iscrowd"]]
     values = [int(value) for value in np.unique(ids) if value >= 1000]
-    return [
-        (a["category_id"], 0.9, ids == value) for a, value in zip(single, values, strict=True)
-    ]
+    return [(a["category_id"], 0.9, ids == value) for a, value in zip(single, values, strict=True)]
 
 
 def _evaluate(dataset, predictions_of):

@@ -13,7 +13,13 @@ def _records(boxes):
         for i, box in enumerate(boxes)
     ]
     return [
-        {"file_name": "a.png", "image_id": 1, "height": 100, "width": 100, "annotations": annotations}
+        {
+            "file_name": "a.png",
+            "image_id": 1,
+            "height": 100,
+            "width": 100,
+            "annotations": annotations,
+        }
     ]
 
 

@@ -11,7 +11,13 @@ def _record(*categories):
     annotations = [
         {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c} for c in categories
     ]
-    return {"file_name": "a.png", "image_id": 1, "height": 9, "width": 9, "annotations": annotations}
+    return {
+        "file_name": "a.png",
+        "image_id": 1,
+        "height": 9,
+        "width": 9,
+        "annotations": annotations,
+    }
 
 
 @pytest.fixture
@@ -32,7 +38,9 @@ def test_what_was_found_is_counted(cfg):
 
 def test_the_number_of_classes_is_compared_with_the_data(cfg):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(UserError, match=r"NUM_CLASSES is 80 .*train has 2 classes \(cat, dog\); set"):
+    with pytest.raises(
+        UserError, match=r"NUM_CLASSES is 80 .*train has 2 classes \(cat, dog\); set"
+    ):
         check_datasets(cfg, eval_only=False)
 
 

@@ -52,7 +52,9 @@ def test_another_backbone_is_refused(cfg):
 
 def test_resuming_looks_at_the_last_checkpoint(cfg, tmp_path, coco_weights):
     cfg.MODEL.WEIGHTS = "is/not/needed.pkl"
-    tensors = {k: torch.from_numpy(v) for k, v in pickle.loads(coco_weights.read_bytes())["model"].items()}
+    tensors = {
+        k: torch.from_numpy(v) for k, v in pickle.loads(coco_weights.read_bytes())["model"].items()
+    }
     torch.save({"model": tensors}, tmp_path / "model_0000001.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(UserError, match="no trained values for 6 tensors"):

@@ -174,12 +174,12 @@ class Stage:
         """Let in all of ``party``, given in painting order, if each of them can be seen."""
         taken = self._taken.copy()
         for thing in reversed(party):
-            seen = -int(taken.sum())
+            seen = 0
             for placed in thing.members:
                 rows, columns, sprite_rows, sprite_columns = window(placed, self._image_size)
                 silhouette = placed.sprite.silhouette[sprite_rows, sprite_columns]
+                seen += int((silhouette & ~taken[rows, columns]).sum())
                 taken[rows, columns] |= silhouette
-            seen += int(taken.sum())
             if seen < max(self._least_pixels, self._least_share * thing.num_pixels):
                 return False
         self._taken = taken

@@ -98,7 +98,7 @@ class Surface(NamedTuple):
 def paint_surface(
     image: Image8, surface: Surface, view: View, relief: npt.NDArray[np.float32]
 ) -> None:
-    """Paint a surface and its details into the picture, in place; ``relief`` is (H, W) in [-1, 1]."""
+    """Paint a surface and its details into the picture; ``relief`` is (H, W) in [-1, 1]."""
     left, top, width, height = cv2.boundingRect(surface.corners)
     corner = np.array([left, top], dtype=np.int32)
     patch = image[top : top + height, left : left + width]

@@ -177,7 +177,7 @@ def _shade(rng: np.random.Generator, rgb: Image8, light: Light) -> Image8:
 
 
 def window(placed: Placed, image_size: tuple[int, int]) -> tuple[slice, slice, slice, slice]:
-    """Return where a sprite lies in a picture (rows, columns) and which part of it (rows, columns)."""
+    """Return rows and columns of the picture that a sprite covers, then those of the sprite."""
     h, w = placed.sprite.alpha.shape
     top, left = max(placed.top, 0), max(placed.left, 0)
     bottom, right = min(placed.top + h, image_size[0]), min(placed.left + w, image_size[1])

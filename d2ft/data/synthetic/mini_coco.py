@@ -56,20 +56,20 @@ def write_mini_coco(
     """
     Write a synthetic data set with COCO's 80 classes, category ids and annotation format.
 
-    Picture k of a split depends on ``seed``, the split and the size alone, not on how many there
+    The files have the names of COCO 2017, so that what reads COCO finds them. Picture k of a split depends on ``seed``, the split and the size alone, not on how many there
     are. A ``root`` that already holds this very set is left as it is.
 
     Args:
-        root: gets ``annotations/instances_{train,val}.json``, ``train`` and ``val``.
-        num_train: number of pictures in ``train``.
-        num_val: number of pictures in ``val``.
+        root: gets ``annotations/instances_{train,val}2017.json``, ``train2017`` and ``val2017``.
+        num_train: number of pictures in ``train2017``.
+        num_val: number of pictures in ``val2017``.
         image_size: (height, width) in pixels.
         seed: at least 0.
 
     Raises:
         UserError: if ``root`` holds something else.
     """
-    splits = {"train": num_train, "val": num_val}
+    splits = {"train2017": num_train, "val2017": num_val}
     with dataset_folder(
         root, "mini_coco", seed=seed, splits=splits, image_size=image_size
     ) as folder:
@@ -202,7 +202,7 @@ def _polygons(mask: npt.NDArray[np.bool_]) -> list[list[float]]:
     largest = max(cv2.contourArea(contour) for contour in contours)
     polygons = []
     for contour in contours:
-        corners = cv2.approxPolyDP(contour, 1.0, closed=True)[:, 0]
+        corners = cv2.approxPolyDP(contour, 0.9, closed=True)[:, 0]
         # Crumbs left by an object in front are not worth a polygon; it takes three corners.
         if len(corners) >= 3 and cv2.contourArea(contour) >= min(largest, 40):
             polygons.append(((corners + 0.5) / 2).ravel().tolist())

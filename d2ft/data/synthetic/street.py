@@ -107,8 +107,7 @@ def make_street_scene(
         rng: source of everything random.
         image_size: (H, W) in pixels, at least (64, 64).
         num_objects: road objects with an annotation, or their least and largest number; by
-            default 5 to 14. Riders count, groups count once. Less if the
-            street is full.
+            default 5 to 14. Riders count, groups count once. Fewer if the street is full.
     """
     view = View.sample(rng, image_size)
     low, high = num_objects if isinstance(num_objects, tuple) else (num_objects, num_objects)

@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
-from d2ft.data.synthetic.object_shapes import OBJECT_SHAPES
+from d2ft.data.synthetic.indoor_shapes import INDOOR_SHAPES
+from d2ft.data.synthetic.outdoor_shapes import OUTDOOR_SHAPES
 from d2ft.data.synthetic.road_shapes import ROAD_SHAPES
 from d2ft.data.synthetic.shapes import Shape
 
-SHAPES: dict[str, Shape] = {**ROAD_SHAPES, **OBJECT_SHAPES}
+SHAPES: dict[str, Shape] = {**ROAD_SHAPES, **OUTDOOR_SHAPES, **INDOOR_SHAPES}
 
 
 class Colour(NamedTuple):
