@@ -13,9 +13,9 @@ PACKAGE = PROJECT / "d2ft"
 ROOTS = {"labels", "files", "errors", "host"}
 SIBLINGS = {"data", "checkpoint", "solver", "evaluation"}
 MAY_IMPORT = {
-    **dict.fromkeys(ROOTS, set()),
+    **{room: set() for room in ROOTS},
     "config": ROOTS,
-    **dict.fromkeys(SIBLINGS, ROOTS | {"config"}),
+    **{room: ROOTS | {"config"} for room in SIBLINGS},
     "preflight": ROOTS | {"config"} | SIBLINGS,
     "engine": ROOTS | {"config", "preflight"} | SIBLINGS,
 }

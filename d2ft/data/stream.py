@@ -76,7 +76,7 @@ def group_batches(
             del buckets[group]
 
 
-class SampleStream(IterableDataset):  # type: ignore[type-arg]
+class SampleStream(IterableDataset[Any]):
     """
     Endless stream of mapped training samples for one process, beginning at any iteration.
 

@@ -179,4 +179,4 @@ def test_without_a_gpu_a_config_that_does_not_ask_for_one_runs_on_the_cpu(short_
 
 
 def test_an_evaluation_writes_into_a_folder_of_its_own(short_cfg):
-    assert inference_cfg(short_cfg).OUTPUT_DIR == os.path.join(short_cfg.OUTPUT_DIR, "inference")
+    assert os.path.join(short_cfg.OUTPUT_DIR, "inference") == inference_cfg(short_cfg).OUTPUT_DIR

@@ -56,8 +56,9 @@ def write_mini_coco(
     """
     Write a synthetic data set with COCO's 80 classes, category ids and annotation format.
 
-    The files have the names of COCO 2017, so that what reads COCO finds them. Picture k of a split depends on ``seed``, the split and the size alone, not on how many there
-    are. A ``root`` that already holds this very set is left as it is.
+    The files have the names of COCO 2017, so that what reads COCO finds them. Picture k of a split
+    depends on ``seed``, the split and the size alone, not on how many there are. A ``root`` that
+    already holds this very set is left as it is.
 
     Args:
         root: gets ``annotations/instances_{train,val}2017.json``, ``train2017`` and ``val2017``.
