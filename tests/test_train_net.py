@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from detectron2.engine import default_argument_parser
 
+from d2ft.data import register_builtin_datasets
+from d2ft.engine import check_and_launch
 from d2ft.errors import UserError
 from tests.factories import (
     PROJECT,
@@ -44,10 +45,10 @@ def _overrides(root, output, *more):
 
 
 def _refuse(arguments, match):
-    """Run the checks of the tool in this process, where a refusal is an exception."""
-    tool = runpy.run_path(str(SCRIPT), run_name="train_net")
+    """Run the checks in this process, where a refusal is an exception."""
+    args = default_argument_parser().parse_args(list(map(str, arguments)))
     with pytest.raises(UserError, match=match):
-        tool["check_and_launch"](default_argument_parser().parse_args(list(map(str, arguments))))
+        check_and_launch(args, register_builtin_datasets)
 
 
 def _run(*arguments, **environment):

@@ -119,7 +119,8 @@ def _read_pickle(path: Path) -> Any:
     except Exception as error:
         # A damaged pickle calls its opcodes with anything: every exception type is possible.
         raise UserError(
-            f"{path}: cannot be read as a pickle of arrays ({type(error).__name__}: {error})."
+            f"{path}: cannot be read as a pickle of arrays ({type(error).__name__}: {error}); most "
+            "likely it is truncated or damaged. Copy or download it again."
         ) from error
 
 
