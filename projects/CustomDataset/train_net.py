@@ -41,9 +41,7 @@ def load_via_instances(folder: Path) -> list[dict]:
                     "segmentation": [
                         [value for point in zip(xs, ys, strict=True) for value in point]
                     ],
-                    "category_id": CLASSES.index(
-                        region["region_attributes"].get("name", CLASSES[0])
-                    ),
+                    "category_id": 0,  # the index into CLASSES
                 }
             )
         records.append(record)
