@@ -67,7 +67,11 @@ class FinetuneTrainer(DefaultTrainer):
         """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
         # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
         self.checkpointer = self.build_checkpointer(
-            self.cfg, self.model, report_dir=self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.cfg,
+            self.model,
+            self.cfg.DATASETS.TRAIN[0],
+            report_dir=self.cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
         )
         built = [StepSeed(), *(hook for hook in super().build_hooks() if hook is not None)]
         for hook in built:
@@ -125,6 +129,7 @@ class FinetuneTrainer(DefaultTrainer):
         cls,
         cfg: CfgNode,
         model: torch.nn.Module,
+        dataset_name: str,
         *,
         every_tensor: bool = False,
         report_dir: str = "",
@@ -136,15 +141,15 @@ class FinetuneTrainer(DefaultTrainer):
         Args:
             cfg: the resolved config.
             model: whose weights are loaded and saved.
+            dataset_name: the model has its classes.
             every_tensor: refuse a file that leaves any tensor at its initial value.
             report_dir: where ``load_report.json`` goes; none is written if empty.
             checkpointables: saved and resumed with the model.
         """
-        dataset_names = tuple(cfg.DATASETS.TRAIN) or tuple(cfg.DATASETS.TEST)
         return FinetuneCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            thing_classes=class_names(dataset_names[0]),
+            thing_classes=class_names(dataset_name),
             source_classes=cfg.FINETUNE.SOURCE_CLASSES,
             every_tensor=every_tensor,
             report_dir=report_dir,
@@ -220,7 +225,7 @@ def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
     model = FinetuneTrainer.build_model(cfg)
     output = inference_cfg(cfg)
     checkpointer = FinetuneTrainer.build_checkpointer(
-        cfg, model, every_tensor=True, report_dir=output.OUTPUT_DIR
+        cfg, model, cfg.DATASETS.TEST[0], every_tensor=True, report_dir=output.OUTPUT_DIR
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return FinetuneTrainer.test(output, model)

@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from PIL import Image
+from tabulate import tabulate
 from tqdm import tqdm
 
 from d2ft.errors import UserError
@@ -80,7 +81,12 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
                 )
             ]
             averages = _official_averages(lists, records, Path(folder))
-        return {"segm": self._results(averages)}
+        results = self._results(averages)
+        rows = [(name, results[f"AP-{name}"], results[f"AP50-{name}"]) for name in self._classes]
+        rows.append(("average", results["AP"], results["AP50"]))
+        table = tabulate(rows, headers=("class", "AP", "AP50"), floatfmt=".3f")
+        logger.info("Official Cityscapes instance AP in percent:\n%s", table)
+        return {"segm": results}
 
     def _write_predictions(
         self, folder: Path, frame: int, predictions: list[dict[str, Any]]

@@ -89,7 +89,10 @@ def _check_num_classes(cfg: CfgNode, name: str) -> None:
 
 
 def _summarize(name: str) -> dict[str, Any]:
-    records = DatasetCatalog.get(name)
+    try:
+        records = DatasetCatalog.get(name)
+    except OSError as error:
+        raise UserError(f"dataset {name!r} cannot be loaded: {error}") from error
     classes = class_names(name)
     if not len(records):
         raise UserError(f"dataset {name!r} holds no image")

@@ -126,6 +126,12 @@ def test_evaluating_the_final_model_gives_the_numbers_of_the_training(short_cfg,
     assert (run / "inference" / "results.json").is_file()
 
 
+def test_evaluating_does_not_need_the_training_set(short_cfg, run):
+    short_cfg.DATASETS.TRAIN = ("on_another_machine",)
+    short_cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    assert "segm" in evaluate(resolve_cfg(short_cfg))
+
+
 def test_evaluating_without_the_predictors_is_refused(short_cfg):
     with pytest.raises(UserError, match=r"6 tensors.*MODEL\.WEIGHTS <OUTPUT_DIR>/model_final.pth"):
         evaluate(resolve_cfg(short_cfg))

@@ -94,3 +94,12 @@ def test_an_unknown_dataset_is_named(cfg):
     cfg.DATASETS.TRAIN = ("trian",)
     with pytest.raises(UserError, match=r"'trian' is not registered: did you mean 'train'\?"):
         check_datasets(cfg, eval_only=False)
+
+
+def test_a_dataset_whose_files_are_missing_is_named(cfg):
+    def read():
+        raise FileNotFoundError(2, "No such file or directory", "labels.json")
+
+    register_instances("train", read, thing_classes=["cat", "dog"])
+    with pytest.raises(UserError, match="dataset 'train' cannot be loaded: .*labels.json"):
+        check_datasets(cfg, eval_only=False)
