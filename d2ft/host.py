@@ -48,11 +48,9 @@ class Host:
         return f"detectron2 from {self.path} ({self.distribution}), {ops} compiled operators"
 
 
-def find_host() -> Host:
+def require_detectron2() -> None:
     """
-    Tell which Detectron2 is installed.
-
-    ``detectron2.__version__`` is not consulted: builds that differ by two years carry the same.
+    Check that there is a Detectron2, without importing it.
 
     Raises:
         ModuleNotFoundError: if there is none; the message has the command that installs it.
@@ -64,6 +62,18 @@ def find_host() -> Host:
             "or let `bash tools/run_tests.sh` make a complete environment in .venv.",
             name="detectron2",
         )
+
+
+def find_host() -> Host:
+    """
+    Tell which Detectron2 is installed.
+
+    ``detectron2.__version__`` is not consulted: builds that differ by two years carry the same.
+
+    Raises:
+        ModuleNotFoundError: as :func:`require_detectron2`.
+    """
+    require_detectron2()
     import detectron2
 
     path = Path(next(iter(detectron2.__path__))).resolve()

@@ -147,6 +147,18 @@ def test_a_broken_png_is_refused(root, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_zero_gpus_are_one_process(root, tmp_path):
+    _refuse(
+        ["--config-file", CONFIG, "--num-gpus", 0, *_overrides(root, tmp_path, "LOG_PERIOD", 0)],
+        "LOG_PERIOD .* must be a whole number of at least 1",
+    )
+
+
+def test_any_number_of_processes_may_share_an_evaluation(root, tmp_path):
+    arguments = ["--config-file", CONFIG, "--eval-only", "--num-gpus", 3]
+    _refuse([*arguments, *_overrides(root, tmp_path)], "no trained values for 6 tensors")
+
+
 def test_two_processes_train_and_evaluate_as_one_does(root, tmp_path):
     run = tmp_path / "run"
     options = _overrides(root, run)

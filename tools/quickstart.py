@@ -9,6 +9,8 @@ The real job in small: the code, the config keys and the file formats are those 
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import shutil
@@ -53,6 +55,14 @@ def set_up_logs(output_dir: str) -> None:
         logging.getLogger(name).addHandler(shown)
 
 
+def make_room(output_dir: Path) -> None:
+    """Remove the last quickstart; a folder that the user chose is not ours to remove."""
+    if output_dir == Path(load_cfg(CONFIG).OUTPUT_DIR):
+        shutil.rmtree(output_dir, ignore_errors=True)
+    elif output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"OUTPUT_DIR {output_dir} is not empty; choose another folder")
+
+
 def draw_first_frame(cfg: CfgNode, model: torch.nn.Module, path: Path) -> None:
     """Draw the annotations of a validation frame beside what the model finds in it."""
     name = cfg.DATASETS.TEST[0]
@@ -88,16 +98,18 @@ def main() -> None:
     register_builtin_datasets()
 
     cfg = resolve_cfg(load_cfg(CONFIG, args.opts))
-    shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)  # of the last quickstart
+    make_room(Path(cfg.OUTPUT_DIR))
     set_up_logs(cfg.OUTPUT_DIR)
     say(f"2/4 A Mask R-CNN with the weights of {cfg.MODEL.WEIGHTS or 'nothing'}")
     trainer = FinetuneTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    before = FinetuneTrainer.test(inference_cfg(cfg), trainer.model)
+    with contextlib.redirect_stdout(io.StringIO()):  # the long tables of pycocotools
+        before = FinetuneTrainer.test(inference_cfg(cfg), trainer.model)
 
     say(f"3/4 Fine-tuning for {cfg.SOLVER.MAX_ITER} iterations, as would")
     say(f"    DETECTRON2_DATASETS={DATASETS} python tools/train_net.py --config-file {CONFIG}")
-    after = trainer.train()
+    with contextlib.redirect_stdout(io.StringIO()):
+        after = trainer.train()
 
     picture = Path(cfg.OUTPUT_DIR) / "prediction.png"
     say("4/4 Drawing what it finds")

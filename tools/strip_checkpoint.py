@@ -29,6 +29,11 @@ def strip(source: Path, target: Path, *, half: bool) -> None:
         for name, tensor in checkpoint["model"].items()
         if not name.endswith("num_batches_tracked")
     }
+    overflown = [name for name, tensor in model.items() if not torch.isfinite(tensor).all()]
+    if overflown:
+        raise UserError(
+            f"{source}: {overflown[0]} has values that 16 bits cannot hold: drop --half"
+        )
     content = {"model": model}
     if METADATA_KEY in checkpoint:
         content[METADATA_KEY] = checkpoint[METADATA_KEY]

@@ -19,6 +19,7 @@ from d2ft.checkpoint.weights import (
     build_load_report,
     check_class_names,
     fetch_weights,
+    find_last_checkpoint,
     known_classes,
     match_names,
 )
@@ -82,13 +83,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: as :meth:`load`; also if ``last_checkpoint`` names a file that is gone.
         """
-        self._resuming = resume and self.has_checkpoint()
-        if self._resuming and not os.path.isfile(self.get_checkpoint_file()):
-            raise UserError(
-                f"{os.path.join(self.save_dir, 'last_checkpoint')} names "
-                f"{os.path.basename(self.get_checkpoint_file())!r}, which is not there. Write the "
-                "name of another checkpoint of that folder into it, or start without --resume."
-            )
+        self._resuming = resume and bool(find_last_checkpoint(self.save_dir))
         try:
             return super().resume_or_load(path, resume=resume)
         finally:

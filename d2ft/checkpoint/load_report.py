@@ -55,6 +55,10 @@ _IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 # The final predictors of a Mask R-CNN.
+# Detectron1 and the MSRA backbones folded them into weight and bias; the norm layers of a new model
+# then start as the identity that these files mean.
+_STATISTICS = re.compile(r".*\.running_(mean|var)")
+
 _NAMES_SHOWN = 6
 
 
@@ -239,6 +243,9 @@ def compare_shapes(
         backbone_only: the file is known to be a backbone without heads.
     """
     reasons = {name: _reason_to_ignore(name) for name in model.keys() ^ file.keys()}
+    if not any(_STATISTICS.fullmatch(name) for name in file):
+        for name in filter(_STATISTICS.fullmatch, reasons):
+            reasons[name] = "the file has none: its norm layers have them folded in"
     return LoadReport(
         source=source,
         sha256=sha256,

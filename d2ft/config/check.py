@@ -62,6 +62,12 @@ def check_cfg(cfg: CfgNode, world_size: int = 1) -> None:
     Raises:
         UserError: one, listing every finding with its key and who set it.
     """
+    if cfg.TEST.AUG.ENABLED:
+        # As in Detectron2, whose train_net.py has it outside of its trainer.
+        origin = who_set(cfg, "TEST.AUG.ENABLED")
+        logger.warning(
+            "TEST.AUG.ENABLED (%s) has no effect: it is for trainers that read it", origin
+        )
     findings = [
         *_check_choices(cfg),
         *_check_name_lists(cfg),

@@ -297,15 +297,17 @@ def _fit(key: str, entry: _Entry, default: Any) -> Any:
     actual, expected = type(value), type(default)
     if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
         return _sequence(value, default)
-    if actual is expected or value is None:  # yacs takes None for everything
+    if actual is expected:
         return value
     if actual is int and expected is float:
         return float(value)
     if actual in (int, float) and expected is str and isinstance(entry.value, str):
         return entry.value  # OUTPUT_DIR 2026: else no folder could be named by digits
-    shown = json.dumps(value, ensure_ascii=False) if actual is str else repr(value)
+    text = json.dumps(value, ensure_ascii=False) if actual is str else repr(value)
+    # yacs takes None for everything, and with it a line that was left blank.
+    shown = "empty" if value is None else f"the {actual.__name__} {text}"
     raise UserError(
-        f"{entry.origin}: {key} must be {_EXPECTED[expected]}, but is the {actual.__name__} {shown}"
+        f"{entry.origin}: {key} must be {_EXPECTED[expected]}, but is {shown}"
         + _remedy(key, entry, value, expected)
     )
 

@@ -1,12 +1,16 @@
 """Datasets, their registration and the loaders."""
 
-from d2ft.data.builtin import register_builtin_datasets
-from d2ft.data.catalog import class_names, register_instances
-from d2ft.data.datasets.cityscapes import (
+from d2ft.host import require_detectron2
+
+require_detectron2()
+
+from d2ft.data.builtin import register_builtin_datasets  # noqa: E402
+from d2ft.data.catalog import class_names, register_instances  # noqa: E402
+from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
-from d2ft.data.loader import build_test_loader, build_train_loader
+from d2ft.data.loader import build_test_loader, build_train_loader  # noqa: E402
 
 __all__ = [
     "build_test_loader",

@@ -70,8 +70,11 @@ def cached_records(
     folder.mkdir(exist_ok=True)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
     stamp = f"{version}:{fingerprint(files)}"
+    records = _read(path, key, stamp)
+    if records is not None:
+        return _restore_box_modes(records)
     with FileLock(f"{path}.lock"):
-        records = _read(path, key, stamp)
+        records = _read(path, key, stamp)  # another process may have built it meanwhile
         if records is None:
             records = build()
             with atomic_write(path) as file:
@@ -89,6 +92,11 @@ def _read(path: Path, key: str, stamp: str) -> Records | None:
         found, records = content["fingerprint"], content["records"]
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(
+            f"the cache {path} cannot be read ({error}); remove it, or set the environment "
+            "variable D2FT_CACHE to a folder of your own"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("The cache %s cannot be read (%s): parsing the dataset again", path, error)
         return None

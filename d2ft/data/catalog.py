@@ -8,15 +8,12 @@ import or at the head of its main function, in every process.
 """
 
 import difflib
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ft.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 DatasetDicts = list[dict[str, Any]]
 
@@ -98,12 +95,14 @@ def require_registered(name: str) -> None:
         )
     if name in DatasetCatalog:
         return
-    near = difflib.get_close_matches(name, list(DatasetCatalog), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "nothing has a similar name"
+    known = [other for other in DatasetCatalog if other not in _DETECTRON2_NAMES]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
-        f"dataset {name!r} is not registered: {hint} A set of your own is registered with "
-        f"d2ft.data.register_instances in every process; registered by d2ft: "
-        f"{', '.join(sorted(_OWN_NAMES)) or 'none'}"
+        f"dataset {name!r} is not registered.{hint} Registered with d2ft are: "
+        f"{', '.join(sorted(_OWN_NAMES)) or 'none'}. In every process, sets of your own have to be "
+        "registered with d2ft.data.register_instances, and the built-in ones with "
+        "d2ft.data.register_builtin_datasets"
     )
 
 

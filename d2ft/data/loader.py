@@ -1,7 +1,6 @@
 """Build the training and test loaders of a config."""
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +23,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from d2ft.data.stream import SampleStream
 from d2ft.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 Mapper = Callable[[dict[str, Any]], Any]
 
@@ -52,11 +49,6 @@ def build_train_loader(
         ),
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    if not isinstance(records, list):
-        raise UserError(
-            f"{' and '.join(cfg.DATASETS.TRAIN)} gives {type(records).__name__} instead of a list of "
-            "dataset dicts, which the resumable order needs; register a loader that returns a list"
-        )
     world_size = comm.get_world_size()
     stream = SampleStream(
         DatasetFromList(records, copy=False),

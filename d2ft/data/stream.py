@@ -29,27 +29,29 @@ _MAX_REPLACEMENTS = 10
 
 def seed_generators(*words: int) -> None:
     """Seed ``random``, NumPy and PyTorch (all devices) with one number made of ``words``."""
-    state = np.random.SeedSequence([word & 0xFFFFFFFF for word in words]).generate_state(3)
-    random.seed(int(state[0]))
-    np.random.seed(state[1])
-    torch.manual_seed(int(state[2]))
+    torch.manual_seed(_seed_python_and_numpy(words))
 
 
 @contextmanager
 def seeded_generators(*words: int) -> Iterator[None]:
     """Run the block with the CPU generators seeded by ``words``; their state is restored after."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    state = np.random.SeedSequence([word & 0xFFFFFFFF for word in words]).generate_state(3)
-    random.seed(int(state[0]))
-    np.random.seed(state[1])
     # Not torch.manual_seed: it would also reseed the GPUs, whose state is not saved here.
-    torch.random.default_generator.manual_seed(int(state[2]))
+    torch.random.default_generator.manual_seed(_seed_python_and_numpy(words))
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
+
+
+def _seed_python_and_numpy(words: Sequence[int]) -> int:
+    """Seed two of the three generators; return the seed for the third."""
+    states = np.random.SeedSequence([word & 0xFFFFFFFF for word in words]).generate_state(3)
+    random.seed(int(states[0]))
+    np.random.seed(states[1])
+    return int(states[2])
 
 
 def group_batches(

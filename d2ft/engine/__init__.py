@@ -6,14 +6,13 @@ from d2ft.host import bridge_detectron2
 bridge_detectron2()
 
 from d2ft.engine.command_line import check_and_launch, run_train_net  # noqa: E402
-from d2ft.engine.setup import default_setup, resolve_cfg  # noqa: E402
-from d2ft.engine.trainer import FinetuneTrainer, evaluate, inference_cfg  # noqa: E402
+from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg  # noqa: E402
+from d2ft.engine.trainer import FinetuneTrainer  # noqa: E402
 
 __all__ = [
     "FinetuneTrainer",
     "check_and_launch",
     "default_setup",
-    "evaluate",
     "inference_cfg",
     "resolve_cfg",
     "run_train_net",

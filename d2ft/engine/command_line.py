@@ -1,24 +1,33 @@
 """The command line of training scripts: Detectron2's arguments, checked before anything starts."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessRaisedException
 
 from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets
-from d2ft.engine.setup import default_setup, resolve_cfg
-from d2ft.engine.trainer import FinetuneTrainer, evaluate, inference_cfg
+from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg
+from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
 from d2ft.preflight import run_preflight
+
+logger = logging.getLogger(__name__)
 
 Register = Callable[[], None]
 
 
-def run_train_net(register: Register = register_builtin_datasets) -> None:
+def run_train_net(
+    register: Register = register_builtin_datasets,
+    trainer: type[FinetuneTrainer] = FinetuneTrainer,
+) -> None:
     """
     Train or evaluate what the command line asks for, then exit.
 
@@ -27,52 +36,85 @@ def run_train_net(register: Register = register_builtin_datasets) -> None:
     Args:
         register: registers the datasets that the configs name. It runs in every process, because
             a spawned one knows no dataset, and so must be a function of a module or script.
+        trainer: the class that trains and evaluates.
     """
     try:
-        check_and_launch(default_argument_parser().parse_args(), register)
+        check_and_launch(default_argument_parser().parse_args(), register, trainer)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except ProcessRaisedException as error:
+        # What a spawned process raised arrives as the text of its traceback.
+        _, is_ours, message = str(error).rpartition(f"{UserError.__module__}.UserError: ")
+        if not is_ours:
+            raise
+        sys.exit(f"error: {message.strip()}")
 
 
-def check_and_launch(args: argparse.Namespace, register: Register) -> None:
+def check_and_launch(
+    args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer] = FinetuneTrainer
+) -> None:
     """
     Check config, data and weights once in this process, then start the processes that train.
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
         register: as in :func:`run_train_net`.
+        trainer: as in :func:`run_train_net`.
 
     Raises:
         UserError: if a check fails; nothing has been written or started then.
     """
+    setup_logger(name="d2ft")
     register()
     cfg = load_cfg(args.config_file, args.opts)
-    run_preflight(
-        resolve_cfg(cfg),
-        world_size=args.num_gpus * args.num_machines,
+    num_processes = max(1, args.num_gpus)  # Detectron2 takes 0 for a single one too
+    resolved = resolve_cfg(cfg)
+    _check_devices(resolved, num_processes)
+    found = run_preflight(
+        resolved,
+        world_size=num_processes * args.num_machines,
         eval_only=args.eval_only,
         resume=args.resume,
     )
+    seed = found["weights"].get("seed")
+    if seed is not None:
+        if cfg.SEED not in (-1, seed):
+            logger.warning("The run goes on with its SEED %d; %d is left aside", seed, cfg.SEED)
+        cfg.SEED = seed
     launch(
         _run_process,
-        args.num_gpus,
+        num_processes,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=(cfg, args, register),
+        args=(cfg, args, register, trainer),
     )
 
 
+def _check_devices(cfg: CfgNode, num_processes: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_processes == 1 or not gpus:
+        return
+    if cfg.MODEL.DEVICE == "cpu":
+        # Detectron2 then joins the processes by NCCL, which knows no CPU.
+        raise UserError(
+            f"--num-gpus {num_processes} with MODEL.DEVICE cpu needs a machine without GPUs: hide "
+            "them by CUDA_VISIBLE_DEVICES="
+        )
+    if num_processes > gpus:
+        raise UserError(f"--num-gpus is {num_processes}, but PyTorch finds {gpus} GPUs here")
+
+
 def _run_process(
-    cfg: CfgNode, args: argparse.Namespace, register: Register
+    cfg: CfgNode, args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer]
 ) -> dict[str, Any] | None:
     register()
     # Here and not before the launch: all machines have to agree on a random seed.
     cfg = resolve_cfg(cfg)
     if args.eval_only:
         default_setup(inference_cfg(cfg), args)
-        return evaluate(cfg, resume=args.resume)
+        return trainer.evaluate(cfg, resume=args.resume)
     default_setup(cfg, args)
-    trainer = FinetuneTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    training = trainer(cfg)
+    training.resume_or_load(resume=args.resume)
+    return training.train()

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 import torch
 from detectron2.config import CfgNode
@@ -42,6 +43,15 @@ def resolve_cfg(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def inference_cfg(cfg: CfgNode) -> CfgNode:
+    """Return ``cfg`` with OUTPUT_DIR/inference, so that an evaluation leaves the run as it is."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference")
+    cfg.freeze()
+    return cfg
+
+
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     Same as ``detectron2.engine.default_setup``, but d2ft's own log lines are shown and kept too.
@@ -51,5 +61,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         args: of ``detectron2.engine.default_argument_parser``.
     """
     detectron2_default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ft")
+    # A process that has checked the run before it started shows d2ft's lines already.
+    shown = bool(logging.getLogger("d2ft").handlers)
+    setup_logger(
+        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ft", configure_stdout=not shown
+    )
     logger.info("Using %s", find_host())

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.config import who_set
 from d2ft.data import build_test_loader, build_train_loader, class_names
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.rng import StepSeed
-from d2ft.engine.setup import resolve_cfg
+from d2ft.engine.setup import inference_cfg, resolve_cfg
+from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
@@ -28,12 +29,15 @@ from d2ft.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
+RESULTS_FILE = "results.json"
+
 
 class FinetuneTrainer(DefaultTrainer):
     """
     Same as :class:`DefaultTrainer`, but made to fine-tune a pretrained detector.
 
-    1. The config, datasets and weights are checked before anything is built or written.
+    1. The config and the datasets are checked before anything is built or written; a command
+       line (:func:`d2ft.engine.run_train_net`) checks the weights then as well.
     2. Weights are loaded safely, what is not loaded is reported, and what must not be missing is
        an error (:class:`FinetuneCheckpointer`).
     3. Data order, augmentation and random numbers of a step depend on SEED and iteration only, so
@@ -80,16 +84,21 @@ class FinetuneTrainer(DefaultTrainer):
         return built
 
     def train(self) -> dict[str, Any] | None:
-        """Train from where the weights or the checkpoint stand; return the last evaluation."""
-        if self.start_iter >= self.max_iter:
-            logger.info(
-                "The run in %s is complete: %d of %d iterations. Nothing is left to train.",
-                self.cfg.OUTPUT_DIR,
-                self.start_iter,
-                self.max_iter,
+        """
+        Train from where the weights or the checkpoint stand; return the last evaluation.
+
+        Raises:
+            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER.
+        """
+        if self.start_iter > self.max_iter:
+            raise UserError(
+                f"SOLVER.MAX_ITER is {self.max_iter} ({who_set(self.cfg, 'SOLVER.MAX_ITER')}), but "
+                f"the checkpoint in {self.cfg.OUTPUT_DIR} has {self.start_iter} iterations; raise "
+                "it to train further"
             )
-            return None
         self._write_description()
+        if self.start_iter == self.max_iter:
+            return self._finish_complete_run()
         stream = getattr(self.data_loader, "dataset", None)
         if isinstance(stream, SampleStream):
             stream.seed, stream.start_iter = self.seed, self.start_iter
@@ -100,6 +109,20 @@ class FinetuneTrainer(DefaultTrainer):
             )
         super().train()
         return getattr(self, "_last_eval_results", None)
+
+    def _finish_complete_run(self) -> dict[str, Any] | None:
+        logger.info(
+            "The run in %s is complete: %d of %d iterations. Nothing is left to train.",
+            self.cfg.OUTPUT_DIR,
+            self.start_iter,
+            self.max_iter,
+        )
+        # An evaluation takes the results of the one before away, so these tell that it ended.
+        evaluated = (Path(self.cfg.OUTPUT_DIR) / RESULTS_FILE).is_file()
+        if not self.cfg.DATASETS.TEST or any(comm.all_gather(evaluated)):
+            return None
+        logger.info("Its last evaluation did not end: evaluating again.")
+        return self.test(self.cfg, self.model)
 
     def _write_description(self) -> None:
         """Keep the resolved config, which trains the same run again, and what was checked."""
@@ -116,13 +139,29 @@ class FinetuneTrainer(DefaultTrainer):
             json.dump(self._preflight, file, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return DefaultTrainer's state and the seed."""
-        return {**super().state_dict(), "seed": self.seed}
+        """Return DefaultTrainer's state and what the order of the data depends on."""
+        return {**super().state_dict(), **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a run to be resumed; its seed replaces that of the config."""
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
+        for name, value in self._order().items():
+            if state_dict.get(name, value) != value:
+                logger.warning(
+                    "The checkpoint was written with %s %s, now it is %s: the run goes on with "
+                    "other batches than it would have had",
+                    name,
+                    state_dict[name],
+                    value,
+                )
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "ims_per_batch": self.cfg.SOLVER.IMS_PER_BATCH,
+            "world_size": comm.get_world_size(),
+        }
 
     @classmethod
     def build_checkpointer(
@@ -191,14 +230,46 @@ class FinetuneTrainer(DefaultTrainer):
         In ``results.json`` a metric that could not be computed is null.
 
         Returns:
-            task -> metric -> percent; with several test sets dataset -> task -> metric. Empty
-            on processes other than the main one.
+            task -> metric -> percent; with several test sets dataset -> task -> metric. On
+            processes other than the main one without the tasks.
         """
+        path = Path(cfg.OUTPUT_DIR) / RESULTS_FILE
+        if comm.is_main_process():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            with atomic_write(Path(cfg.OUTPUT_DIR) / "results.json") as file:
+            with atomic_write(path) as file:
                 json.dump(_without_nan(results), file, indent=2, allow_nan=False)
+        return results
+
+    @classmethod
+    def evaluate(cls, cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
+        """
+        Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
+
+        Every tensor of the model must come from the file. What is written goes to
+        ``OUTPUT_DIR/inference``, beside what training wrote.
+
+        Args:
+            cfg: the resolved config; its training sets are not needed.
+            resume: as ``--resume``.
+
+        Returns:
+            As :meth:`test`.
+
+        Raises:
+            UserError: if the weights do not fill the whole model.
+        """
+        model = cls.build_model(cfg)
+        output = inference_cfg(cfg)
+        checkpointer = cls.build_checkpointer(
+            cfg, model, cfg.DATASETS.TEST[0], every_tensor=True, report_dir=output.OUTPUT_DIR
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        results = cls.test(output, model)
+        if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
+            verify_results(cfg, results)
         return results
 
 
@@ -207,34 +278,3 @@ def _without_nan(results: Any) -> Any:
     if isinstance(results, dict):
         return {key: _without_nan(value) for key, value in results.items()}
     return None if isinstance(results, float) and math.isnan(results) else results
-
-
-def evaluate(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """
-    Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
-
-    Every tensor of the model must come from the file. What is written goes to
-    ``OUTPUT_DIR/inference``, beside what training wrote.
-
-    Returns:
-        As :meth:`FinetuneTrainer.test`.
-
-    Raises:
-        UserError: if the weights do not fill the whole model.
-    """
-    model = FinetuneTrainer.build_model(cfg)
-    output = inference_cfg(cfg)
-    checkpointer = FinetuneTrainer.build_checkpointer(
-        cfg, model, cfg.DATASETS.TEST[0], every_tensor=True, report_dir=output.OUTPUT_DIR
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return FinetuneTrainer.test(output, model)
-
-
-def inference_cfg(cfg: CfgNode) -> CfgNode:
-    """Return ``cfg`` with OUTPUT_DIR/inference, so that an evaluation leaves the run as it is."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference")
-    cfg.freeze()
-    return cfg

@@ -1,6 +1,6 @@
 """Evaluators and the registry that chooses among them."""
 
-from d2ft.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
+from d2ft.evaluation.build import EVALUATOR_REGISTRY, build_evaluator, require_evaluator
 from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator
 from d2ft.evaluation.coco import CocoEvaluator
 
@@ -9,4 +9,5 @@ __all__ = [
     "CityscapesInstanceEvaluator",
     "CocoEvaluator",
     "build_evaluator",
+    "require_evaluator",
 ]

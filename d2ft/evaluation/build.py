@@ -9,13 +9,15 @@ Result keys, in percent. ``DatasetEvaluators`` asserts that no task comes from t
 The headline metric of a task is always ``AP``.
 """
 
+from collections.abc import Mapping
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from fvcore.common.registry import Registry
 
 from d2ft.errors import UserError
-from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator
+from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator, require_official_classes
 from d2ft.evaluation.coco import CocoEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -30,7 +32,17 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Return the evaluator for ``dataset_name``.
 
     Raises:
-        UserError: if its ``evaluator_type`` is not in :data:`EVALUATOR_REGISTRY`.
+        UserError: as :func:`require_evaluator`.
+    """
+    return EVALUATOR_REGISTRY.get(require_evaluator(dataset_name))(cfg, dataset_name)
+
+
+def require_evaluator(dataset_name: str) -> str:
+    """
+    Return the ``evaluator_type`` of a dataset, before any prediction is made.
+
+    Raises:
+        UserError: if it is not in :data:`EVALUATOR_REGISTRY`, or cannot judge the classes.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     known = sorted(name for name, _ in EVALUATOR_REGISTRY)
@@ -39,28 +51,32 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             f"dataset {dataset_name!r} asks for the evaluator {evaluator_type!r}; known are "
             f"{', '.join(known)}. Register your own in d2ft.evaluation.EVALUATOR_REGISTRY"
         )
-    return EVALUATOR_REGISTRY.get(evaluator_type)(cfg, dataset_name)
+    if evaluator_type == "cityscapes_instance":
+        require_official_classes(dataset_name)
+    return str(evaluator_type)
 
 
 @EVALUATOR_REGISTRY.register()
 def coco(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """COCO-style box and mask AP for any registered dataset."""
-    return CocoEvaluator(
-        dataset_name,
-        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
+    return _coco_style(cfg, dataset_name)
 
 
 @EVALUATOR_REGISTRY.register()
 def cityscapes_instance(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """Official Cityscapes instance AP, with COCO-style box and mask AP beside it."""
-    coco_style = CocoEvaluator(
-        dataset_name,
-        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        result_names={"segm": "segm_coco"},
-    )
+    coco_style = _coco_style(cfg, dataset_name, result_names={"segm": "segm_coco"})
     if not cfg.MODEL.MASK_ON:
         return coco_style
     return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name), coco_style])
+
+
+def _coco_style(
+    cfg: CfgNode, dataset_name: str, result_names: Mapping[str, str] | None = None
+) -> CocoEvaluator:
+    return CocoEvaluator(
+        dataset_name,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        result_names=result_names,
+    )

@@ -26,6 +26,24 @@ logger = logging.getLogger(__name__)
 _LABEL_ID_OF_NAME = {label.name: label.id for label in CITYSCAPES_INSTANCE_LABELS}
 
 
+def require_official_classes(dataset_name: str) -> list[str]:
+    """
+    Return the classes of a dataset that the official metric is to judge.
+
+    Raises:
+        UserError: if one of them is not among the official eight.
+    """
+    classes = list(MetadataCatalog.get(dataset_name).thing_classes)
+    unknown = [name for name in classes if name not in _LABEL_ID_OF_NAME]
+    if unknown:
+        raise UserError(
+            f"dataset {dataset_name!r} has the class {unknown[0]!r}, which the Cityscapes "
+            f"instance metric does not know; it knows {', '.join(_LABEL_ID_OF_NAME)}. "
+            "Register the dataset with evaluator_type 'coco'"
+        )
+    return classes
+
+
 class CityscapesInstanceEvaluator(DatasetEvaluator):
     """
     Official instance AP and AP50 of Cityscapes, in total and per class.
@@ -41,16 +59,9 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         Prepare for a dataset whose dicts have ``instance_file_name``.
 
         Raises:
-            UserError: if a class of the dataset is not one of the official eight.
+            UserError: as :func:`require_official_classes`.
         """
-        self._classes = list(MetadataCatalog.get(dataset_name).thing_classes)
-        unknown = [name for name in self._classes if name not in _LABEL_ID_OF_NAME]
-        if unknown:
-            raise UserError(
-                f"dataset {dataset_name!r} has the class {unknown[0]!r}, which the Cityscapes "
-                f"instance metric does not know; it knows {', '.join(_LABEL_ID_OF_NAME)}. "
-                "Register the dataset with evaluator_type 'coco'"
-            )
+        self._classes = require_official_classes(dataset_name)
         self._dataset_name = dataset_name
         self.reset()
 
@@ -73,14 +84,16 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         for prediction in itertools.chain.from_iterable(gathered):
             by_image.setdefault(prediction["image_id"], []).append(prediction)
         records = DatasetCatalog.get(self._dataset_name)
-        with tempfile.TemporaryDirectory(prefix="d2ft_cityscapes_") as folder:
+        with tempfile.TemporaryDirectory(prefix="d2ft_cityscapes_") as temporary:
+            # The official code compares paths as text, so no link may be in them.
+            folder = Path(temporary).resolve()
             lists = [
-                self._write_predictions(Path(folder), number, by_image.get(record["image_id"], []))
+                self._write_predictions(folder, number, by_image.get(record["image_id"], []))
                 for number, record in enumerate(
                     tqdm(records, desc="Writing predictions", unit="frame")
                 )
             ]
-            averages = _official_averages(lists, records, Path(folder))
+            averages = _official_averages(lists, records, folder)
         results = self._results(averages)
         rows = [(name, results[f"AP-{name}"], results[f"AP50-{name}"]) for name in self._classes]
         rows.append(("average", results["AP"], results["AP50"]))
@@ -124,7 +137,7 @@ def _official_averages(
     ground_truth = [record["instance_file_name"] for record in records]
     args = official.args
     before = dict(vars(args))
-    args.predictionPath = str(folder.resolve())
+    args.predictionPath = str(folder)
     args.gtInstancesFile = str(folder / "gtInstances.json")
     args.JSONOutput = False
     args.quiet = True

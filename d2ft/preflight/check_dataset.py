@@ -1,16 +1,17 @@
 """Check the datasets of a config before anything is built or written."""
 
-import logging
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from d2ft.config import who_set
+from d2ft.config import get_value, who_set
 from d2ft.data.catalog import class_names, require_registered
 from d2ft.errors import UserError
-
-logger = logging.getLogger(__name__)
+from d2ft.evaluation import require_evaluator
 
 # The key that holds the number of classes, by meta-architecture. Others are not checked.
 _NUM_CLASSES_KEYS = {
@@ -31,80 +32,121 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]
         name -> ``{"images", "instances", "classes"}``.
 
     Raises:
-        UserError: if a set is unknown, cannot be loaded, is empty, has categories beyond its
-            classes, or does not fit the other sets or NUM_CLASSES.
+        UserError: if a set is unknown, cannot be loaded, is empty, has annotations that the model
+            cannot learn from or an evaluator that is not known, or does not fit the other sets or
+            NUM_CLASSES.
     """
-    names = ([] if eval_only else list(cfg.DATASETS.TRAIN)) + list(cfg.DATASETS.TEST)
-    if not eval_only and not cfg.DATASETS.TRAIN:
+    train = () if eval_only else tuple(cfg.DATASETS.TRAIN)
+    test = tuple(cfg.DATASETS.TEST)
+    if not eval_only and not train:
         raise UserError(
-            "DATASETS.TRAIN is empty "
-            f"({who_set(cfg, 'DATASETS.TRAIN')}): there is nothing to train on"
+            f"DATASETS.TRAIN is empty ({who_set(cfg, 'DATASETS.TRAIN')}): there is nothing to "
+            "train on"
         )
-    if eval_only and not cfg.DATASETS.TEST:
+    if eval_only and not test:
         raise UserError(
             f"DATASETS.TEST is empty ({who_set(cfg, 'DATASETS.TEST')}): there is nothing to evaluate"
         )
+    names = tuple(dict.fromkeys(train + test))
     for name in names:
         require_registered(name)
+    records = {name: _load(name) for name in names}
     _check_class_names(names)
     _check_num_classes(cfg, names[0])
-    return {name: _summarize(name) for name in dict.fromkeys(names)}
+    for name in test:
+        require_evaluator(name)
+    for name in names:
+        _check_annotations(cfg, name, records[name], to_learn=name in train)
+    return {
+        name: {
+            "images": len(records[name]),
+            "instances": sum(len(record.get("annotations", ())) for record in records[name]),
+            "classes": list(class_names(name)),
+        }
+        for name in names
+    }
 
 
-def _check_class_names(names: list[str]) -> None:
+def _load(name: str) -> list[dict[str, Any]]:
+    try:
+        records = DatasetCatalog.get(name)
+    except OSError as error:
+        raise UserError(f"dataset {name!r} cannot be loaded: {error}") from error
+    if not isinstance(records, list):
+        raise UserError(
+            f"dataset {name!r} gives a {type(records).__name__} instead of a list of dataset "
+            "dicts, which a resumable order needs; register a loader that returns a list"
+        )
+    if not records:
+        raise UserError(f"dataset {name!r} holds no image")
+    return records
+
+
+def _check_class_names(names: Sequence[str]) -> None:
     first = class_names(names[0])
     for name in names[1:]:
         other = class_names(name)
-        if other == first:
-            continue
-        row = next(
-            (i for i, pair in enumerate(zip(first, other, strict=False)) if pair[0] != pair[1]),
-            min(len(first), len(other)),
-        )
-        raise UserError(
-            f"{names[0]} and {name} have different classes: they have {len(first)} and "
-            f"{len(other)}, and differ first at index {row}: "
-            f"{_class_at(first, row)} and {_class_at(other, row)}"
-        )
+        for row, (ours, theirs) in enumerate(zip_longest(first, other)):
+            if ours != theirs:
+                raise UserError(
+                    f"{names[0]} and {name} have different classes: they have {len(first)} and "
+                    f"{len(other)}, and differ first at index {row}: {_quoted(ours)} and "
+                    f"{_quoted(theirs)}"
+                )
 
 
-def _class_at(classes: tuple[str, ...], index: int) -> str:
-    return repr(classes[index]) if index < len(classes) else "no class"
+def _quoted(class_name: str | None) -> str:
+    return "no class" if class_name is None else repr(class_name)
 
 
 def _check_num_classes(cfg: CfgNode, name: str) -> None:
     key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     if key is None:
         return
-    node = cfg
-    for part in key.split("."):
-        node = node[part]
-    classes = class_names(name)
-    if node != len(classes):
+    number, classes = get_value(cfg, key), class_names(name)
+    if number != len(classes):
         raise UserError(
-            f"{key} is {node} ({who_set(cfg, key)}), but {name} has {len(classes)} classes "
+            f"{key} is {number} ({who_set(cfg, key)}), but {name} has {len(classes)} classes "
             f"({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}); "
             f"set {key} to {len(classes)}"
         )
 
 
-def _summarize(name: str) -> dict[str, Any]:
-    try:
-        records = DatasetCatalog.get(name)
-    except OSError as error:
-        raise UserError(f"dataset {name!r} cannot be loaded: {error}") from error
-    classes = class_names(name)
-    if not len(records):
-        raise UserError(f"dataset {name!r} holds no image")
-    instances = 0
-    for record in records if isinstance(records, list) else ():
+def _check_annotations(
+    cfg: CfgNode, name: str, records: list[dict[str, Any]], *, to_learn: bool
+) -> None:
+    num_classes = len(class_names(name))
+    for record in records:
         for annotation in record.get("annotations", ()):
-            instances += 1
-            category = annotation["category_id"]
-            if not 0 <= category < len(classes):
+            problem = _find_problem(cfg, annotation, num_classes, to_learn=to_learn)
+            if problem:
                 raise UserError(
-                    f"dataset {name!r}: {record['file_name']} has an annotation of category_id "
-                    f"{category}, but its {len(classes)} classes are numbered 0 to "
-                    f"{len(classes) - 1}"
+                    f"dataset {name!r}: {record['file_name']} has an annotation {problem}"
                 )
-    return {"images": len(records), "instances": instances, "classes": list(classes)}
+    instances = (a for record in records for a in record.get("annotations", ()))
+    if (
+        to_learn
+        and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        and "annotations" in records[0]
+        and all(annotation.get("iscrowd", 0) for annotation in instances)
+    ):
+        raise UserError(
+            f"dataset {name!r}: none of its {len(records)} images has an instance to learn from"
+        )
+
+
+def _find_problem(
+    cfg: CfgNode, annotation: dict[str, Any], num_classes: int, *, to_learn: bool
+) -> str:
+    category = annotation.get("category_id")
+    if not isinstance(category, (int, np.integer)) or not 0 <= category < num_classes:
+        return f"of category_id {category}, but its classes are numbered 0 to {num_classes - 1}"
+    if not cfg.MODEL.MASK_ON:
+        return ""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return "without a segmentation: add it, or set MODEL.MASK_ON to False for boxes alone"
+    is_bitmap = isinstance(segmentation, dict) and not annotation.get("iscrowd", 0)
+    if to_learn and is_bitmap and cfg.INPUT.MASK_FORMAT == "polygon":
+        return "whose segmentation is a bitmap: set INPUT.MASK_FORMAT to bitmask"
+    return ""

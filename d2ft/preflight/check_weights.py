@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from d2ft.checkpoint.load_report import check_coverage
 from d2ft.checkpoint.weights import (
     build_load_report,
     check_class_names,
+    find_last_checkpoint,
     known_classes,
     read_weights,
 )
@@ -36,12 +36,15 @@ def check_weights(
         resume: as ``--resume``.
 
     Returns:
-        ``{"source", "loaded", "skipped", "missing"}``, the last three as numbers of tensors.
+        ``{"source", "loaded", "skipped", "missing"}``, the last three as numbers of tensors, and
+        "seed" of a run that is resumed.
 
     Raises:
-        UserError: if the file is missing, unreadable, unsafe, or gives the model too little.
+        UserError: if the model cannot be built, or the file is missing, unreadable, unsafe, or
+            gives the model too little.
     """
-    last_checkpoint = _last_checkpoint(cfg) if resume else ""
+    shapes = _model_shapes(cfg)
+    last_checkpoint = find_last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
     source = last_checkpoint or cfg.MODEL.WEIGHTS
     if not source:
         if eval_only:
@@ -51,24 +54,20 @@ def check_weights(
             )
         return {"source": "", "loaded": 0, "skipped": 0, "missing": 0}
     checkpoint = read_weights(source)
-    shapes = _model_shapes(cfg)
+    found: dict[str, Any] = {"source": source}
+    if last_checkpoint:
+        found["seed"] = checkpoint.get("trainer", {}).get("seed")
     if shapes is None:
-        return {"source": source}
+        return found
     report = build_load_report(shapes, checkpoint, source)
     check_coverage(report, every_tensor=eval_only or bool(last_checkpoint))
-    file_classes = known_classes(checkpoint, source, cfg.FINETUNE.SOURCE_CLASSES)
-    check_class_names(report, file_classes, thing_classes)
-    return {
-        "source": source,
+    given = () if last_checkpoint else cfg.FINETUNE.SOURCE_CLASSES
+    check_class_names(report, known_classes(checkpoint, source, given), thing_classes)
+    return found | {
         "loaded": len(report.loaded),
         "skipped": len(report.skipped),
         "missing": len(report.missing),
     }
-
-
-def _last_checkpoint(cfg: CfgNode) -> str:
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    return str(tag.with_name(tag.read_text(encoding="utf-8").strip())) if tag.is_file() else ""
 
 
 def _model_shapes(cfg: CfgNode) -> dict[str, tuple[int, ...]] | None:
@@ -80,6 +79,8 @@ def _model_shapes(cfg: CfgNode) -> dict[str, tuple[int, ...]] | None:
         # On the meta device nothing is allocated or initialised.
         with torch.device("meta"):
             model = build_model(cfg)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f"the model of the config cannot be built: {error}") from error
     except (NotImplementedError, RuntimeError) as error:
         logger.warning(
             "The weights are compared with the model only when it is loaded: %s computes with "

@@ -28,7 +28,8 @@ def check_config_and_data(
     Raises:
         UserError: at the first check that fails.
     """
-    check_cfg(cfg, world_size)
+    # An evaluation shares out no batch.
+    check_cfg(cfg, 1 if eval_only else world_size)
     return {"host": str(find_host()), "datasets": check_datasets(cfg, eval_only=eval_only)}
 
 

@@ -210,3 +210,12 @@ def test_classes_meet_by_position_only_where_score_rows_are_loaded():
     assert not compare(
         {**mask_rcnn(8), **agnostic}, {**mask_rcnn(80), **agnostic}
     ).matches_classes_by_position
+
+
+def test_a_file_without_statistics_of_norm_layers_is_complete():
+    model = {"backbone.bottom_up.conv.weight": (1,), "backbone.bottom_up.norm.running_var": (1,)}
+    file = {"backbone.bottom_up.conv.weight": (1,)}
+    report = compare_shapes(model, file, source="R-50.pkl")
+    assert report.missing == ()
+    assert [tensor.name for tensor in report.ignored] == ["backbone.bottom_up.norm.running_var"]
+    check_coverage(report, every_tensor=False)

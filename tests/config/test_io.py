@@ -202,7 +202,7 @@ def test_values_are_read_as_in_detectron2():
         "SOLVER: {BASE_LR: 1e-3, STEPS: [1, 2], WEIGHT_DECAY_BIAS: 0.5, MAX_ITER: '70'}\n"
         "INPUT: {MIN_SIZE_TRAIN: '(1, 2)'}\n"
         "TEST: {EXPECTED_RESULTS: [['bbox', 'AP', 38.5, 0.2]]}\n"
-        "OUTPUT_DIR:\n"
+        "OUTPUT_DIR: 'runs/1'\n"
     )
     cfg = get_detectron2_cfg()
     cfg.merge_from_file(write("a.yaml", text), allow_unsafe=False)
@@ -226,7 +226,7 @@ def test_folder_may_be_named_by_digits():
 
 
 def test_type_is_that_of_the_default_not_of_an_earlier_value():
-    write("a.yaml", "SOLVER: {WEIGHT_DECAY_BIAS: 0, BASE_LR: null}\n")
+    write("a.yaml", "SOLVER: {WEIGHT_DECAY_BIAS: 0}\n")
     cfg = load_cfg("a.yaml", ["SOLVER.WEIGHT_DECAY_BIAS", "0.5"])
     assert cfg.SOLVER.WEIGHT_DECAY_BIAS == 0.5
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR must be a number"):
@@ -241,6 +241,8 @@ def test_type_is_that_of_the_default_not_of_an_earlier_value():
             'a.yaml:2: DATASETS.TRAIN must be a tuple, but is the str "my_set"; '
             'write TRAIN: ("my_set",)',
         ),
+        ("MODEL:\n  WEIGHTS:\n", "a.yaml:2: MODEL.WEIGHTS must be a string, but is empty"),
+        ("SEED:\n", "a.yaml:1: SEED must be a whole number, but is empty"),
         ('DATASETS:\n  TRAIN: ("my_set")\n', 'write TRAIN: ("my_set",)'),
         ("DATASETS:\n  TRAIN: (my_set,)\n", 'write TRAIN: ("my_set",)'),
         ("DATASETS:\n  TRAIN: a, b\n", 'write TRAIN: ("a", "b")'),

@@ -50,7 +50,7 @@ def test_a_name_that_is_not_a_string_is_refused():
 
 def test_a_mistyped_name_is_answered_with_the_nearest_and_makes_no_entry():
     register_builtin_datasets()
-    with pytest.raises(UserError, match="did you mean 'cityscapes_instance_train'"):
+    with pytest.raises(UserError, match="Did you mean 'cityscapes_instance_train'"):
         require_registered("cityscape_instance_train")
     assert "cityscape_instance_train" not in MetadataCatalog.list()
 

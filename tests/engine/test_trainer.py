@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_instances
-from d2ft.engine import FinetuneTrainer, evaluate, inference_cfg, resolve_cfg
+from d2ft.engine import FinetuneTrainer, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES
 from tests.factories import PROJECT, SHORT_RUN, TINY_MODEL
@@ -119,7 +119,7 @@ def test_evaluating_the_final_model_gives_the_numbers_of_the_training(short_cfg,
     results, _ = trained
     config = (run / "config.yaml").read_text()
     short_cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
-    evaluated = evaluate(resolve_cfg(short_cfg))
+    evaluated = FinetuneTrainer.evaluate(resolve_cfg(short_cfg))
     assert json.dumps(evaluated) == json.dumps(results)
     # Beside what the training wrote, not in its place.
     assert (run / "config.yaml").read_text() == config
@@ -129,12 +129,12 @@ def test_evaluating_the_final_model_gives_the_numbers_of_the_training(short_cfg,
 def test_evaluating_does_not_need_the_training_set(short_cfg, run):
     short_cfg.DATASETS.TRAIN = ("on_another_machine",)
     short_cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
-    assert "segm" in evaluate(resolve_cfg(short_cfg))
+    assert "segm" in FinetuneTrainer.evaluate(resolve_cfg(short_cfg))
 
 
 def test_evaluating_without_the_predictors_is_refused(short_cfg):
     with pytest.raises(UserError, match=r"6 tensors.*MODEL\.WEIGHTS <OUTPUT_DIR>/model_final.pth"):
-        evaluate(resolve_cfg(short_cfg))
+        FinetuneTrainer.evaluate(resolve_cfg(short_cfg))
 
 
 def test_plain_detectron2_loads_a_saved_model(short_cfg, run):
@@ -184,5 +184,27 @@ def test_without_a_gpu_a_config_that_does_not_ask_for_one_runs_on_the_cpu(short_
         resolve_cfg(short_cfg)
 
 
-def test_an_evaluation_writes_into_a_folder_of_its_own(short_cfg):
-    assert os.path.join(short_cfg.OUTPUT_DIR, "inference") == inference_cfg(short_cfg).OUTPUT_DIR
+def test_a_complete_run_whose_evaluation_was_lost_is_evaluated(short_cfg, trained, run):
+    (run / "results.json").unlink()
+    results, _ = _train(short_cfg, resume=True)
+    assert json.dumps(results) == json.dumps(trained[0])
+    assert (run / "results.json").is_file()
+
+
+def test_a_checkpoint_beyond_max_iter_is_an_error(short_cfg, run):
+    short_cfg.SOLVER.MAX_ITER = 2
+    with pytest.raises(UserError, match=r"MAX_ITER is 2 .*has 4 iterations; raise it"):
+        _train(short_cfg, resume=True)
+
+
+def test_a_config_keeps_its_seed_when_a_run_is_resumed(short_cfg, run):
+    short_cfg.SEED = -1
+    _train(short_cfg, resume=True)
+    assert load_cfg(run / "config.yaml").SEED == 1
+
+
+def test_another_batch_than_that_of_the_checkpoint_is_said(short_cfg, run, caplog):
+    (run / "last_checkpoint").write_text("model_0000001.pth")
+    short_cfg.SOLVER.IMS_PER_BATCH = 1
+    _train(short_cfg, resume=True)
+    assert "was written with ims_per_batch 2, now it is 1" in caplog.text

@@ -9,7 +9,8 @@ from d2ft.preflight.check_dataset import check_datasets
 
 def _record(*categories):
     annotations = [
-        {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c} for c in categories
+        {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c, "iscrowd": 0}
+        for c in categories
     ]
     return {
         "file_name": "a.png",
@@ -92,7 +93,7 @@ def test_evaluation_does_not_need_the_training_set(cfg):
 
 def test_an_unknown_dataset_is_named(cfg):
     cfg.DATASETS.TRAIN = ("trian",)
-    with pytest.raises(UserError, match=r"'trian' is not registered: did you mean 'train'\?"):
+    with pytest.raises(UserError, match=r"'trian' is not registered. Did you mean 'train'\?"):
         check_datasets(cfg, eval_only=False)
 
 
@@ -102,4 +103,61 @@ def test_a_dataset_whose_files_are_missing_is_named(cfg):
 
     register_instances("train", read, thing_classes=["cat", "dog"])
     with pytest.raises(UserError, match="dataset 'train' cannot be loaded: .*labels.json"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_an_annotation_without_a_category_is_named(cfg):
+    record = _record(0)
+    del record["annotations"][0]["category_id"]
+    register_instances("train", lambda: [record], thing_classes=["cat", "dog"])
+    with pytest.raises(UserError, match="a.png has an annotation of category_id None"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_a_training_set_without_instances_is_an_error(cfg):
+    crowd = _record(0)
+    crowd["annotations"][0]["iscrowd"] = 1
+    register_instances("train", lambda: [_record(), crowd], thing_classes=["cat", "dog"])
+    with pytest.raises(UserError, match="none of its 2 images has an instance to learn from"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_a_mask_model_needs_segmentations(cfg):
+    cfg.MODEL.MASK_ON = True
+    with pytest.raises(UserError, match="without a segmentation: .* set MODEL.MASK_ON to False"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_bitmaps_need_the_mask_format_of_bitmaps(cfg):
+    cfg.MODEL.MASK_ON = True
+    record = _record(0)
+    record["annotations"][0]["segmentation"] = {"size": [9, 9], "counts": "a"}
+    for name in ("train", "val"):
+        register_instances(name, lambda: [record], thing_classes=["cat", "dog"])
+    with pytest.raises(UserError, match="is a bitmap: set INPUT.MASK_FORMAT to bitmask"):
+        check_datasets(cfg, eval_only=False)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    check_datasets(cfg, eval_only=False)
+
+
+def test_an_unknown_evaluator_is_refused_before_training(cfg):
+    register_instances(
+        "val", lambda: [_record(1)], thing_classes=["cat", "dog"], evaluator_type="panoptic"
+    )
+    with pytest.raises(UserError, match="asks for the evaluator 'panoptic'"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_a_loader_that_gives_no_list_is_refused(cfg):
+    register_instances("train", lambda: iter([_record(0)]), thing_classes=["cat", "dog"])
+    with pytest.raises(UserError, match="gives a list_iterator instead of a list"):
+        check_datasets(cfg, eval_only=False)
+
+
+def test_coco_annotations_that_are_missing_are_named(cfg, tmp_path):
+    from detectron2.data.datasets import register_coco_instances
+
+    register_coco_instances("coco_like", {}, str(tmp_path / "none.json"), str(tmp_path))
+    cfg.DATASETS.TRAIN = ("coco_like",)
+    with pytest.raises(UserError, match="'coco_like' cannot be loaded: .*none.json"):
         check_datasets(cfg, eval_only=False)

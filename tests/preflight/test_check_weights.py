@@ -76,3 +76,15 @@ def test_a_model_that_computes_while_it_is_built_is_compared_later(cfg, caplog):
     finally:
         del META_ARCH_REGISTRY._obj_map["Computing"]
     assert "compared with the model only when it is loaded" in caplog.text
+
+
+def test_a_model_that_cannot_be_built_is_refused(cfg):
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = "GeneralisedRCNN", ""
+    with pytest.raises(UserError, match="cannot be built: .*GeneralisedRCNN"):
+        _check(cfg)
+
+
+def test_a_last_checkpoint_that_is_gone_is_named(cfg, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(UserError, match="last_checkpoint names 'model_0000009.pth', which is not"):
+        _check(cfg, resume=True)

@@ -6,6 +6,7 @@ Source format: Cityscapes' own folders, ``leftImg8bit/<split>/<city>/*_leftImg8b
 evaluation compares with; masks made from ``polygons.json`` lose pixels against it.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
+from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
@@ -62,13 +64,14 @@ def register_cityscapes_instances(
         image_dir: e.g. ``cityscapes/leftImg8bit/train``.
         gt_dir: e.g. ``cityscapes/gtFine/train``.
     """
+    image_dir, gt_dir = Path(image_dir).absolute(), Path(gt_dir).absolute()
     register_instances(
         name,
-        lambda: load_cityscapes_instances(image_dir, gt_dir),
+        functools.partial(load_cityscapes_instances, image_dir, gt_dir),
         thing_classes=CITYSCAPES_INSTANCE_CLASSES,
         evaluator_type="cityscapes_instance",
-        image_dir=str(Path(image_dir).absolute()),
-        gt_dir=str(Path(gt_dir).absolute()),
+        image_dir=str(image_dir),
+        gt_dir=str(gt_dir),
     )
 
 
@@ -154,13 +157,15 @@ def _derive_instance_ids(polygon_files: Sequence[Path]) -> list[Path]:
         polygons: folder / f"{fingerprint([polygons])[:20]}{_INSTANCE_SUFFIX}"
         for polygons in polygon_files
     }
-    missing = [polygons for polygons, target in targets.items() if not target.is_file()]
-    if missing:
+    if all(target.is_file() for target in targets.values()):
+        return list(targets.values())
+    with FileLock(folder / "lock"):  # of several processes one draws
+        missing = [polygons for polygons, target in targets.items() if not target.is_file()]
         logger.info("%d frames have polygons but no instance image: drawing them", len(missing))
-    for polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame", disable=not missing):
-        ids = _draw_instance_ids(polygons)
-        with atomic_write(targets[polygons], "wb") as file:
-            Image.fromarray(ids).save(file, format="PNG")
+        for polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
+            ids = _draw_instance_ids(polygons)
+            with atomic_write(targets[polygons], "wb") as file:
+                Image.fromarray(ids).save(file, format="PNG")
     return list(targets.values())
 
 
