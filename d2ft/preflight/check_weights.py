@@ -10,8 +10,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from d2ft.checkpoint.load_report import check_coverage
+from d2ft.checkpoint.coverage import check_coverage
+from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.checkpoint.weights import (
+    build_head_init,
     build_load_report,
     check_class_names,
     known_classes,
@@ -36,10 +38,12 @@ def check_weights(
         resume: as ``--resume``.
 
     Returns:
-        ``{"source", "loaded", "skipped", "missing"}``, the last three as numbers of tensors.
+        ``{"source", "loaded", "remapped", "skipped", "missing"}``, all but the first as numbers
+        of tensors.
 
     Raises:
-        UserError: if the file is missing, unreadable, unsafe, or gives the model too little.
+        UserError: if the file is missing, unreadable, unsafe, gives the model too little, or its class
+            names do not fit the datasets.
     """
     last_checkpoint = _last_checkpoint(cfg) if resume else ""
     source = last_checkpoint or cfg.MODEL.WEIGHTS
@@ -49,18 +53,36 @@ def check_weights(
                 "MODEL.WEIGHTS is empty, so there is nothing to evaluate: set MODEL.WEIGHTS "
                 f"{os.path.join(cfg.OUTPUT_DIR, 'model_final.pth')} or give --resume"
             )
-        return {"source": "", "loaded": 0, "skipped": 0, "missing": 0}
+        return {"source": "", "loaded": 0, "remapped": 0, "skipped": 0, "missing": 0}
     checkpoint = read_weights(source)
     shapes = _model_shapes(cfg)
     if shapes is None:
         return {"source": source}
-    report = build_load_report(shapes, checkpoint, source)
-    check_coverage(report, every_tensor=eval_only or bool(last_checkpoint))
-    file_classes = known_classes(checkpoint, source, cfg.FINETUNE.SOURCE_CLASSES)
-    check_class_names(report, file_classes, thing_classes)
+    as_it_is = eval_only or bool(last_checkpoint)
+    head_init = HeadInit() if as_it_is else build_head_init(cfg)
+    # What the user says of MODEL.WEIGHTS is not about our own checkpoint.
+    given = () if last_checkpoint else cfg.FINETUNE.SOURCE_CLASSES
+    file_classes = known_classes(checkpoint, source, given)
+    report = build_load_report(
+        shapes,
+        checkpoint,
+        source,
+        thing_classes=thing_classes,
+        file_classes=file_classes,
+        head_init=head_init,
+    )
+    check_coverage(report, every_tensor=as_it_is)
+    check_class_names(
+        report,
+        file_classes,
+        thing_classes,
+        class_map=head_init.class_map,
+        every_tensor=as_it_is,
+    )
     return {
         "source": source,
         "loaded": len(report.loaded),
+        "remapped": len(report.remapped),
         "skipped": len(report.skipped),
         "missing": len(report.missing),
     }
