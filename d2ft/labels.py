@@ -4,6 +4,7 @@ Class names of the datasets that d2ft knows, with the ids their files use.
 Plain data: nothing here reads a file or needs Detectron2.
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -92,3 +93,51 @@ COCO_CLASSES: tuple[str, ...] = (
 COCO_CATEGORY_IDS: tuple[int, ...] = tuple(
     i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 )
+
+# Other spelling -> COCO's name of the same class. Case and separators do not count: see
+# fold_class_name, by which "pottedplant" of VOC, "traffic_light" of LVIS and "Potted Plant" of
+# Objects365 are COCO's already. Cityscapes' names that COCO has are COCO's. WIDER FACE's only
+# class, face, has no counterpart in the other sets. A part of a class, or a class that is drawn
+# otherwise (KITTI's Van, Tram, Cyclist and Person_sitting, Cityscapes' rider), is no spelling of
+# it: that it may start from it anyway is for the user to say.
+CLASS_ALIASES: dict[str, str] = {
+    # Pascal VOC: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/, development kit, section 2
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "tv monitor": "tv",
+    # KITTI: https://www.cvlibs.net/datasets/kitti/eval_object.php, readme of the development kit
+    "pedestrian": "person",
+    # LVIS v1, as its own table of synsets maps it to COCO:
+    # https://github.com/lvis-dataset/lvis-api/blob/master/data/coco_to_synset.json
+    "ball": "sports ball",
+    "bus (vehicle)": "bus",
+    "car (automobile)": "car",
+    "cellular telephone": "cell phone",
+    "computer keyboard": "keyboard",
+    "doughnut": "donut",
+    "fireplug": "fire hydrant",
+    "flowerpot": "potted plant",
+    "hair dryer": "hair drier",
+    "laptop computer": "laptop",
+    "microwave oven": "microwave",
+    "mouse (computer equipment)": "mouse",
+    "necktie": "tie",
+    "orange (fruit)": "orange",
+    "remote control": "remote",
+    "ski": "skis",
+    "television set": "tv",
+    "train (railroad vehicle)": "train",
+    # Objects365 v2, spelled as in its annotation files:
+    # https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/datasets/objects365.py
+    "bowl/basin": "bowl",
+    "dinning table": "dining table",
+    "handbag/satchel": "handbag",
+    "moniter/tv": "tv",
+    "orange/tangerine": "orange",
+}
+
+
+def fold_class_name(name: str) -> str:
+    """Return what of a class name counts: lower case, without spaces, ``_`` and ``-``."""
+    return re.sub(r"[\s_-]+", "", name.lower())

@@ -10,7 +10,7 @@ import yaml
 from d2ft.config import load_cfg
 from tests.factories import PROJECT
 
-DOCUMENTS = [PROJECT / "README.md", PROJECT / "tools" / "README.md"]
+DOCUMENTS = [PROJECT / folder / "README.md" for folder in (".", "configs", "tools")]
 
 
 def _blocks(language):
@@ -93,3 +93,14 @@ def test_every_tool_is_named():
     text = (PROJECT / "tools" / "README.md").read_text()
     tools = [path.name for path in (PROJECT / "tools").iterdir() if path.suffix in {".py", ".sh"}]
     assert [name for name in tools if f"`{name}`" not in text] == []
+
+
+def test_every_config_is_named():
+    text = (PROJECT / "configs" / "README.md").read_text()
+    configs = [str(p.relative_to(PROJECT / "configs")) for p in PROJECT.glob("configs/**/*.yaml")]
+    assert [name for name in configs if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: f"{d.parent.name}/{d.name}")
+def test_nothing_is_left_to_be_filled_in(document):
+    assert re.findall(r"^@\w+@|TODO|FIXME|XXX", document.read_text(), re.M) == []

@@ -11,7 +11,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from d2ft.checkpoint.load_report import check_coverage
+from d2ft.checkpoint.coverage import check_coverage
+from d2ft.checkpoint.head_remap import HeadInit, remap_class_rows
+from d2ft.checkpoint.load_report import LoadReport
 from d2ft.checkpoint.safe_load import load_checkpoint_file
 from d2ft.checkpoint.weights import (
     METADATA_KEY,
@@ -38,7 +40,8 @@ class FinetuneCheckpointer(DetectionCheckpointer):
     1. files are read without running what is in them (:mod:`d2ft.checkpoint.safe_load`);
     2. what was loaded is reported, and a file that leaves the backbone random, or gives the rows
        of one class to another, is refused before the model is touched;
-    3. what it saves holds plain data only, carries the class names, and appears on the disk whole
+    3. on demand the rows of each class of the file become those of the class of the same name;
+    4. what it saves holds plain data only, carries the class names, and appears on the disk whole
        or not at all; ``model_best`` does not become the checkpoint to resume from.
 
     Checkpoints are saved to local folders.
@@ -48,6 +51,8 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         thing_classes: class names in the row order of the model's heads; empty if unknown.
         source_classes: class names in the row order of a MODEL.WEIGHTS file that neither says
             them itself nor is of the zoo (``FINETUNE.SOURCE_CLASSES``).
+        head_init: what becomes of the file's class rows. With ``every_tensor``, and for a
+            checkpoint that is resumed, they are loaded as they are.
         every_tensor: refuse a file that lacks a tensor of the model, as for evaluation.
         report_dir: folder for ``load_report.json``; empty to write none.
         metadata: plain data that every saved file carries beside the class names.
@@ -60,6 +65,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         *,
         thing_classes: Sequence[str] = (),
         source_classes: Sequence[str] = (),
+        head_init: HeadInit = HeadInit(),  # noqa: B008, it is immutable
         every_tensor: bool = False,
         report_dir: str = "",
         metadata: Mapping[str, Any] | None = None,
@@ -69,6 +75,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.thing_classes = tuple(thing_classes)
         self.source_classes = tuple(source_classes)
+        self.head_init = head_init
         self.every_tensor = every_tensor
         self.report_dir = report_dir
         self.metadata = dict(metadata or {})
@@ -95,7 +102,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
 
         Raises:
             UserError: if the file cannot be had or read, is refused by
-                :func:`~d2ft.checkpoint.load_report.check_coverage` or by its class names. The
+                :func:`~d2ft.checkpoint.coverage.check_coverage` or by its class names. The
                 model is then as it was.
         """
         if not path:
@@ -123,12 +130,30 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         # A resumed run keeps the report of the weights it once started from.
         writes = bool(self.report_dir) and not self._resuming and comm.is_main_process()
         digest = sha256(self._local_file) if writes else ""
-        report = build_load_report(shapes, checkpoint, self._source, sha256=digest)
-        check_coverage(report, every_tensor=self.every_tensor or self._resuming)
         # Neither what the user says of MODEL.WEIGHTS nor the warning is about our own checkpoint.
         given = () if self._resuming else self.source_classes
         file_classes = known_classes(checkpoint, self._source, given)
-        warning = check_class_names(report, file_classes, self.thing_classes)
+        as_it_is = self.every_tensor or self._resuming
+        head_init = HeadInit() if as_it_is else self.head_init
+        report = build_load_report(
+            shapes,
+            checkpoint,
+            self._source,
+            thing_classes=self.thing_classes,
+            file_classes=file_classes,
+            head_init=head_init,
+            sha256=digest,
+        )
+        check_coverage(report, every_tensor=as_it_is)
+        warning = check_class_names(
+            report,
+            file_classes,
+            self.thing_classes,
+            class_map=head_init.class_map,
+            every_tensor=as_it_is,
+        )
+        if report.remapped:
+            self._remap(checkpoint, report, len(file_classes or ()))
         incompatible = super()._load_model(checkpoint)
         logger.log(
             logging.WARNING if report.surprises else logging.INFO,
@@ -139,6 +164,23 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         if writes:
             report.write(Path(self.report_dir) / "load_report.json")
         return incompatible
+
+    def _remap(self, checkpoint: dict[str, Any], report: LoadReport, num_source: int) -> None:
+        own = self.model.state_dict()
+        generator = torch.Generator().manual_seed(self.head_init.seed)
+        remapped = {
+            tensor.name: remap_class_rows(
+                checkpoint["model"][tensor.name],
+                [start.source_row for start in report.classes],
+                num_source=num_source,
+                init=own[tensor.name],
+                layout=tensor.layout,
+                unmatched=self.head_init.unmatched,
+                generator=generator,
+            )
+            for tensor in report.remapped
+        }
+        checkpoint["model"] = {**checkpoint["model"], **remapped}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say nothing: the report has said it already, with what it means."""

@@ -1,8 +1,7 @@
 """
-Say what a checkpoint file gives to a model, and refuse a file that gives too little.
+Say what a checkpoint file gives to a model.
 
-Everything here works on names and shapes: a model that exists on the meta device only is enough,
-so a file can be refused before anything starts.
+Everything here works on names and shapes: a model that exists on the meta device only is enough.
 """
 
 import json
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from d2ft.errors import UserError
+from d2ft.checkpoint.head_remap import ClassStart, RowLayout
 from d2ft.files import atomic_write
 
 Shape = tuple[int, ...]
@@ -30,11 +29,11 @@ FINAL_PREDICTORS = re.compile(
     r")\.(weight|bias)"
 )
 
-_BOTTOM_UP = "backbone.bottom_up."
+BOTTOM_UP = "backbone.bottom_up."
 
 # Parts of a model as a reader of its paper knows them; the first prefix that fits counts.
 _GROUPS: tuple[tuple[str, str], ...] = (
-    (_BOTTOM_UP, "backbone.bottom_up"),
+    (BOTTOM_UP, "backbone.bottom_up"),
     ("backbone.fpn_", "fpn"),
     ("backbone.top_block.", "fpn"),
     ("backbone.", "backbone"),
@@ -70,6 +69,15 @@ class SkippedTensor(NamedTuple):
     model_shape: Shape
 
 
+class RemappedTensor(NamedTuple):
+    """A tensor of the model whose class rows come from those of the file, by class name."""
+
+    name: str
+    file_shape: Shape
+    model_shape: Shape
+    layout: RowLayout
+
+
 class IgnoredTensor(NamedTuple):
     """A tensor that only one side has, and that is no loss."""
 
@@ -82,8 +90,9 @@ class LoadReport:
     """
     What a checkpoint file gives to a model, tensor by tensor.
 
-    ``loaded``, ``skipped`` and ``missing`` together are the tensors of the model, apart from the
-    ignored ones; each list is in the order of the model, ``unexpected`` in that of the file.
+    ``loaded``, ``remapped``, ``skipped`` and ``missing`` together are the tensors of the model,
+    apart from the ignored ones; each list is in the order of the model, ``unexpected`` in that of
+    the file.
 
     Attributes:
         source: the file or URL as the user gave it.
@@ -94,6 +103,9 @@ class LoadReport:
         unexpected: names in the file that the model does not have.
         ignored: differences that Detectron2 expects.
         backbone_only: the file is known to be an ImageNet backbone without heads.
+        remapped: final predictors that get the file's class rows by name.
+        classes: how each class of the model starts, if there are remapped tensors.
+        notes: what the user may do about class rows, a sentence each.
     """
 
     source: str
@@ -104,6 +116,9 @@ class LoadReport:
     unexpected: tuple[str, ...]
     ignored: tuple[IgnoredTensor, ...]
     backbone_only: bool = False
+    remapped: tuple[RemappedTensor, ...] = ()
+    classes: tuple[ClassStart, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def not_loaded(self) -> tuple[str, ...]:
@@ -113,7 +128,7 @@ class LoadReport:
     @property
     def model_size(self) -> int:
         """Number of the model's tensors, without the ignored ones."""
-        return len(self.loaded) + len(self.not_loaded)
+        return len(self.loaded) + len(self.remapped) + len(self.not_loaded)
 
     @property
     def fresh_predictors(self) -> tuple[str, ...]:
@@ -127,7 +142,7 @@ class LoadReport:
             name
             for name in self.not_loaded
             if not is_final_predictor(name)
-            and not (self.backbone_only and not name.startswith(_BOTTOM_UP))
+            and not (self.backbone_only and not name.startswith(BOTTOM_UP))
         )
 
     @property
@@ -145,15 +160,16 @@ class LoadReport:
             "counts": {
                 "model": self.model_size,
                 "loaded": len(self.loaded),
+                "remapped": len(self.remapped),
                 "skipped": len(self.skipped),
                 "missing": len(self.missing),
                 "unexpected": len(self.unexpected),
                 "ignored": len(self.ignored),
             },
-            "skipped": [
-                {"name": name, "file_shape": list(in_file), "model_shape": list(in_model)}
-                for name, in_file, in_model in self.skipped
-            ],
+            "notes": list(self.notes),
+            "classes": [start._asdict() for start in self.classes],
+            "remapped": [_shapes_as_dict(*tensor[:3]) for tensor in self.remapped],
+            "skipped": [_shapes_as_dict(*tensor) for tensor in self.skipped],
             "missing": list(self.missing),
             "unexpected": list(self.unexpected),
             "ignored": [tensor._asdict() for tensor in self.ignored],
@@ -178,6 +194,12 @@ class LoadReport:
             f"loaded {len(self.loaded)} of {self.model_size} tensors from {self.source}",
             f"{self._format_groups()}\n",
         ]
+        if self.classes:
+            copied = sum(start.start == "copied" for start in self.classes)
+            parts.append(
+                f"the {len(self.remapped)} final predictors below start from the file's rows of "
+                f"{copied} of {len(self.classes)} classes:\n{self._format_classes()}\n"
+            )
         if self.skipped:
             rows = [(name, str(file), str(model)) for name, file, model in self.skipped]
             headers = ("skipped, the shapes differ", "in the file", "in the model")
@@ -203,20 +225,37 @@ class LoadReport:
             )
         for reason, count in Counter(tensor.reason for tensor in self.ignored).items():
             parts.append(f"ignored {count} ({reason})")
+        parts.extend(self.notes)
         return "\n".join(parts).rstrip()
 
     def _format_groups(self) -> str:
-        columns = [
-            Counter(_group(name) for name in names)
-            for names in (self.loaded, [tensor.name for tensor in self.skipped], self.missing)
-        ]
+        columns = {
+            "loaded": self.loaded,
+            "remapped": [tensor.name for tensor in self.remapped],
+            "skipped": [tensor.name for tensor in self.skipped],
+            "missing": self.missing,
+        }
+        if not self.remapped:
+            del columns["remapped"]
+        counts = [Counter(map(_group, names)) for names in columns.values()]
         order = [*dict.fromkeys(name for _, name in _GROUPS), "final predictors"]
         rows = [
-            (group, *(column[group] for column in columns))
+            (group, *(count[group] for count in counts))
             for group in order
-            if any(column[group] for column in columns)
+            if any(count[group] for count in counts)
         ]
-        return tabulate(rows, headers=("part", "loaded", "skipped", "missing"))
+        return tabulate(rows, headers=("part", *columns))
+
+    def _format_classes(self) -> str:
+        rows = [
+            (name, f"{source} (row {row})" if source is not None else f"none: {start}")
+            for name, source, row, start in self.classes
+        ]
+        tensors = "\n".join(
+            f"{tensor.name}: {tensor.file_shape} -> {tensor.model_shape}"
+            for tensor in self.remapped
+        )
+        return f"{tabulate(rows, headers=('class', 'class of the file'))}\n\n{tensors}"
 
 
 def is_final_predictor(name: str) -> bool:
@@ -231,9 +270,13 @@ def compare_shapes(
     source: str,
     sha256: str = "",
     backbone_only: bool = False,
+    class_rows: Mapping[str, RowLayout] | None = None,
+    classes: Sequence[ClassStart] = (),
 ) -> LoadReport:
     """
     Tell which tensors of ``file`` can be loaded into ``model``: those of equal name and shape.
+
+    A tensor whose class rows are carried over by name counts as remapped, whatever its shape.
 
     Args:
         model: shapes by name of the model's state dict.
@@ -241,7 +284,10 @@ def compare_shapes(
         source: the file or URL as the user gave it.
         sha256: of the file, if it is to be in the report.
         backbone_only: the file is known to be a backbone without heads.
+        class_rows: tensors of both whose class rows are carried over by name.
+        classes: how each class of the model starts then.
     """
+    class_rows = class_rows or {}
     reasons = {name: _reason_to_ignore(name) for name in model.keys() ^ file.keys()}
     if not any(_STATISTICS.fullmatch(name) for name in file):
         for name in filter(_STATISTICS.fullmatch, reasons):
@@ -249,11 +295,13 @@ def compare_shapes(
     return LoadReport(
         source=source,
         sha256=sha256,
-        loaded=tuple(name for name in model if file.get(name) == model[name]),
+        loaded=tuple(
+            name for name in model if file.get(name) == model[name] and name not in class_rows
+        ),
         skipped=tuple(
             SkippedTensor(name, file[name], model[name])
             for name in model
-            if name in file and file[name] != model[name]
+            if name in file and file[name] != model[name] and name not in class_rows
         ),
         missing=tuple(name for name in model if name not in file and not reasons[name]),
         unexpected=tuple(name for name in file if name not in model and not reasons[name]),
@@ -261,6 +309,11 @@ def compare_shapes(
             IgnoredTensor(name, reasons[name]) for name in sorted(filter(reasons.get, reasons))
         ),
         backbone_only=backbone_only,
+        remapped=tuple(
+            RemappedTensor(name, file[name], model[name], layout)
+            for name, layout in class_rows.items()
+        ),
+        classes=tuple(classes),
     )
 
 
@@ -268,6 +321,10 @@ def shorten(names: Sequence[str]) -> str:
     """Return the first six names, and how many more there are."""
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _shapes_as_dict(name: str, file: Shape, model: Shape) -> dict[str, Any]:
+    return {"name": name, "file_shape": list(file), "model_shape": list(model)}
 
 
 def _reason_to_ignore(name: str) -> str:
@@ -278,47 +335,3 @@ def _group(name: str) -> str:
     if is_final_predictor(name):
         return "final predictors"
     return next(group for prefix, group in _GROUPS if name.startswith(prefix))
-
-
-def check_coverage(report: LoadReport, *, every_tensor: bool) -> None:
-    """
-    Refuse a file that leaves a part of the model random which it should have filled.
-
-    Args:
-        report: what the file gives to the model.
-        every_tensor: nothing may be left, as in evaluation and when a run is resumed. Otherwise
-            the backbone's body has to be complete (models without a ``backbone.bottom_up``: at
-            least half of all tensors, or the whole backbone if the file is one), and heads may
-            start fresh.
-
-    Raises:
-        UserError: naming the file, the first tensors that it lacks, and the likely causes.
-    """
-    left = report.not_loaded
-    names = (*report.loaded, *left)
-    if any(name.startswith(_BOTTOM_UP) for name in names):
-        lacking = [name for name in left if name.startswith(_BOTTOM_UP)]
-    elif report.backbone_only:
-        lacking = [name for name in left if name.startswith("backbone.")]
-    else:
-        lacking = list(left) if 2 * len(left) > len(names) else []
-    if lacking:
-        raise UserError(
-            f"{report.source} does not fit the model: {len(lacking)} of the tensors "
-            f"that it has to fill are not in it, or in another shape: {_describe(report, lacking)}. "
-            "Likely the MODEL section of the config describes another architecture (depth, width, "
-            "FPN or C4, norm layers) than the one that was trained, or the file comes from another "
-            "framework."
-        )
-    if every_tensor and left:
-        raise UserError(
-            f"{report.source} has no trained values for {len(left)} tensors of the model: "
-            f"{_describe(report, left)}. Evaluation and --resume need every tensor from the file. "
-            "To evaluate a fine-tuned model, set MODEL.WEIGHTS <OUTPUT_DIR>/model_final.pth or "
-            "give --resume; a run is resumed with the MODEL section it was started with."
-        )
-
-
-def _describe(report: LoadReport, names: Sequence[str]) -> str:
-    shapes = {name: f"{name} (file {file}, model {model})" for name, file, model in report.skipped}
-    return shorten([shapes.get(name, name) for name in names])

@@ -9,15 +9,26 @@ import http.client
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from d2ft.checkpoint import zoo
+from d2ft.checkpoint.head_remap import (
+    ClassStart,
+    HeadInit,
+    RowLayout,
+    find_class_rows,
+    find_misfit,
+    find_sources,
+    match_classes,
+)
 from d2ft.checkpoint.load_report import (
     LoadReport,
     Shape,
@@ -27,6 +38,7 @@ from d2ft.checkpoint.load_report import (
 )
 from d2ft.checkpoint.safe_load import load_checkpoint_file
 from d2ft.errors import UserError
+from d2ft.labels import COCO_CLASSES
 
 # Where a file of ours describes itself, beside "model"; Detectron2 passes unknown entries through.
 METADATA_KEY = "d2ft"
@@ -127,11 +139,24 @@ def apply_query(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
     return checkpoint
 
 
+def build_head_init(cfg: CfgNode) -> HeadInit:
+    """Return what the keys under FINETUNE say of class rows."""
+    return HeadInit(
+        remap=cfg.FINETUNE.HEAD_INIT == "remap",
+        class_map={target: str(source) for target, source in cfg.FINETUNE.CLASS_MAP.items()},
+        unmatched=cfg.FINETUNE.UNMATCHED,
+        seed=cfg.SEED,
+    )
+
+
 def build_load_report(
     model_shapes: Mapping[str, Shape],
     checkpoint: Mapping[str, Any],
     source: str,
     *,
+    thing_classes: Sequence[str] = (),
+    file_classes: Sequence[str] | None = None,
+    head_init: HeadInit = HeadInit(),  # noqa: B008, it is immutable
     sha256: str = "",
 ) -> LoadReport:
     """
@@ -141,18 +166,86 @@ def build_load_report(
         model_shapes: shapes by name of the model's state dict; the model may be on the meta device.
         checkpoint: from :func:`read_weights`.
         source: the file or URL as the user gave it.
+        thing_classes: class names in the row order of the model; empty if unknown.
+        file_classes: class names in the row order of the file, from :func:`known_classes`.
+        head_init: what becomes of the file's class rows.
         sha256: of the file, if it is to be in the report.
 
     Raises:
-        UserError: if the names of a foreign file cannot be matched.
+        UserError: if the names of a foreign file cannot be matched, or class rows are to be
+            carried over and their names do not tell where to.
     """
     tensors = match_names(model_shapes, checkpoint, source)
-    return compare_shapes(
+    file_shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    classes: list[ClassStart] = []
+    class_rows: dict[str, RowLayout] = {}
+    if head_init.remap and file_classes and thing_classes:
+        _check_row_counts(file_shapes, file_classes, f"{source} is known to have")
+        _check_row_counts(model_shapes, thing_classes, "the training set has")
+        class_rows = find_class_rows(
+            file_shapes, model_shapes, len(file_classes), len(thing_classes)
+        )
+        if class_rows:
+            rows = match_classes(file_classes, thing_classes, head_init.class_map)
+            classes = [
+                ClassStart(name, None, None, head_init.unmatched)
+                if row is None
+                else ClassStart(name, file_classes[row], row, "copied")
+                for name, row in zip(thing_classes, rows, strict=True)
+            ]
+    report = compare_shapes(
         model_shapes,
-        {name: tuple(value.shape) for name, value in tensors.items()},
+        file_shapes,
         source=source,
         sha256=sha256,
         backbone_only=zoo.is_backbone_only(source),
+        class_rows=class_rows,
+        classes=classes,
+    )
+    return replace(report, notes=_class_notes(report, file_classes, thing_classes, head_init))
+
+
+def _check_row_counts(shapes: Mapping[str, Shape], classes: Sequence[str], who: str) -> None:
+    misfit = find_misfit(shapes, len(classes))
+    if misfit:
+        raise UserError(
+            f"{who} {len(classes)} classes ({shorten(classes)}), but the shape of {misfit} there "
+            f"is {shapes[misfit]}, which is not that of {len(classes)} classes. Correct "
+            "FINETUNE.SOURCE_CLASSES, if the names come from there, or the number of classes "
+            "under MODEL."
+        )
+
+
+def _class_notes(
+    report: LoadReport,
+    file_classes: Sequence[str] | None,
+    thing_classes: Sequence[str],
+    head_init: HeadInit,
+) -> tuple[str, ...]:
+    """Say what would keep the class rows of a file that were left out."""
+    skipped = [tensor for tensor in report.skipped if is_final_predictor(tensor.name)]
+    if not skipped or not thing_classes:
+        return ()
+    if not file_classes:
+        return (
+            "The class names of the file are not known: FINETUNE.SOURCE_CLASSES can give them, in "
+            "the order of its rows; FINETUNE.HEAD_INIT remap then keeps the rows of the classes "
+            "that the training set has as well.",
+        )
+    if head_init.remap:
+        return (
+            "FINETUNE.HEAD_INIT remap could not keep the rows of "
+            f"{shorten([tensor.name for tensor in skipped])}: the layers of file and model differ "
+            "in more than the number of classes.",
+        )
+    file = {tensor.name: tensor.file_shape for tensor in skipped}
+    model = {tensor.name: tensor.model_shape for tensor in skipped}
+    kept = sum(map(bool, find_sources(file_classes, thing_classes, head_init.class_map)))
+    if not kept or not find_class_rows(file, model, len(file_classes), len(thing_classes)):
+        return ()
+    rows = "COCO rows" if tuple(file_classes) == COCO_CLASSES else "rows in the file"
+    return (
+        f"{kept} of {len(thing_classes)} classes have {rows}: FINETUNE.HEAD_INIT remap keeps them.",
     )
 
 
@@ -203,18 +296,25 @@ def known_classes(
 
 
 def check_class_names(
-    report: LoadReport, file_classes: Sequence[str] | None, thing_classes: Sequence[str]
+    report: LoadReport,
+    file_classes: Sequence[str] | None,
+    thing_classes: Sequence[str],
+    *,
+    class_map: Mapping[str, str] | None = None,
+    every_tensor: bool = False,
 ) -> str:
     """
     Refuse to give the rows of one class to another when the shapes alone would allow it.
 
-    Names are compared in lower case, with ``_``, ``-`` and space as one. Nothing is checked if
-    the file's class rows are not loaded, or the training set's names are not known.
+    Names are compared as :func:`~d2ft.checkpoint.head_remap.find_sources` does. Nothing is checked
+    if the file's class rows do not load by position, or the training set's names are not known.
 
     Args:
         report: what the file gives to the model.
         file_classes: class names in the row order of the file; None if nobody knows.
         thing_classes: class names in the row order of the model.
+        class_map: target -> source class, as in FINETUNE.CLASS_MAP.
+        every_tensor: the file is a checkpoint to be evaluated or resumed, as it is.
 
     Returns:
         A warning, if rows met by position without their names being known; else "".
@@ -230,22 +330,18 @@ def check_class_names(
             "were matched by position. Should its classes be others than those of the training "
             f"set ({shorten(thing_classes)}), FINETUNE.SOURCE_CLASSES says which."
         )
+    found = find_sources(file_classes, thing_classes, class_map)
+    remap = "" if every_tensor else "FINETUNE.HEAD_INIT remap gives each class the rows of its name"
     for row, (in_file, in_set) in enumerate(zip_longest(file_classes, thing_classes)):
-        if in_file is None or in_set is None or _fold(in_file) != _fold(in_set):
+        if in_file is None or in_set is None or row not in found[row]:
             raise UserError(
                 f"{report.source} has class rows of the same shape as the model, but for other "
                 f"classes: row {row}: {_quote(in_file)} in the file, {_quote(in_set)} in the "
-                "training set. If they are the same classes, give the training set the names and "
-                "the order of the file (or correct FINETUNE.SOURCE_CLASSES, if the names of the "
-                "file come from there). If they are not, remove the final predictors from the "
-                "file, so that they start fresh: "
-                f"{shorten([name for name in report.loaded if is_final_predictor(name)])}."
+                f"training set. {remap}{'. ' if remap else ''}If they are the same classes, give "
+                "the training set the names and the order of the file, or correct "
+                "FINETUNE.SOURCE_CLASSES, if the names of the file come from there."
             )
     return ""
-
-
-def _fold(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name.strip().lower())
 
 
 def _quote(name: str | None) -> str:

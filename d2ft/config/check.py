@@ -24,6 +24,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
         "RandomSubsetTrainingSampler",
     ),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "FINETUNE.HEAD_INIT": ("skip", "remap"),
+    "FINETUNE.UNMATCHED": ("fresh", "matched"),
 }
 
 # A string here would be read letter by letter.
@@ -71,6 +73,7 @@ def check_cfg(cfg: CfgNode, world_size: int = 1) -> None:
     findings = [
         *_check_choices(cfg),
         *_check_name_lists(cfg),
+        *_check_class_map(cfg),
         *_check_whole_numbers(cfg),
         *_check_batch(cfg, world_size),
         *_check_learning_rate(cfg),
@@ -97,6 +100,16 @@ def _check_name_lists(cfg: CfgNode) -> _Findings:
             yield key, f'is the string {value!r}, not a tuple of names; write ("{value}",)'
         elif not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
             yield key, f'is {value!r}, not a tuple of names such as ("name",)'
+
+
+def _check_class_map(cfg: CfgNode) -> _Findings:
+    for target, source in cfg.FINETUNE.CLASS_MAP.items():
+        # YAML reads a class that is named by digits as a number.
+        if type(source) not in (str, int):
+            yield (
+                f"FINETUNE.CLASS_MAP.{target}",
+                f"is {source!r}; it must be the name of a class of MODEL.WEIGHTS",
+            )
 
 
 def _check_whole_numbers(cfg: CfgNode) -> _Findings:

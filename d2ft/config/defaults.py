@@ -45,6 +45,17 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     # Class names that MODEL.WEIGHTS was trained for, in the order of its head's rows. Needed only
     # where neither the file nor the table of known checkpoints tells them.
     cfg.FINETUNE.SOURCE_CLASSES = ()
+    # What becomes of the class rows of MODEL.WEIGHTS (scores, boxes and masks of a class).
+    # "skip": those of another number of classes are left out, and the final predictors start
+    # fresh, as in Detectron2. "remap": each class gets the rows of the class of the same name.
+    # Never applied to a checkpoint that --resume continues from, nor in evaluation.
+    cfg.FINETUNE.HEAD_INIT = "skip"
+    # Class of the training set -> class of the weights, where the names do not tell, such as
+    # "rider: person". Names may hold spaces; other names still meet by themselves.
+    cfg.FINETUNE.CLASS_MAP = CfgNode(new_allowed=True)
+    # How "remap" starts a class that the weights do not know. "fresh": as the model was built;
+    # "matched": normal, with mean and standard deviation of the weights' own class rows.
+    cfg.FINETUNE.UNMATCHED = "fresh"
 
 
 def get_cfg() -> CfgNode:
@@ -61,12 +72,13 @@ def get_value(cfg: CfgNode, key: str) -> Any:
     Raises:
         KeyError: if there is none of this name.
     """
-    value = cfg
-    for name in key.split("."):
-        if not isinstance(value, CfgNode) or name not in value:
-            raise KeyError(key)
-        value = value[name]
-    return value
+    node, rest = cfg, key
+    while isinstance(node, CfgNode):
+        if rest in node:  # also a class name with dots in it
+            return node[rest]
+        group, _, rest = rest.partition(".")
+        node = node.get(group)
+    raise KeyError(key)
 
 
 def skip_or_refuse(key: str, value: Any, origin: str, cfg: CfgNode) -> None:

@@ -304,8 +304,7 @@ def _fit(key: str, entry: _Entry, default: Any) -> Any:
     if actual in (int, float) and expected is str and isinstance(entry.value, str):
         return entry.value  # OUTPUT_DIR 2026: else no folder could be named by digits
     text = json.dumps(value, ensure_ascii=False) if actual is str else repr(value)
-    # yacs takes None for everything, and with it a line that was left blank.
-    shown = "empty" if value is None else f"the {actual.__name__} {text}"
+    shown = "empty" if value is None else f"the {actual.__name__} {text}"  # a blank line
     raise UserError(
         f"{entry.origin}: {key} must be {_EXPECTED[expected]}, but is {shown}"
         + _remedy(key, entry, value, expected)

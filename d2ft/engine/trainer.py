@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.checkpoint.weights import build_head_init
 from d2ft.config import who_set
 from d2ft.data import build_test_loader, build_train_loader, class_names
 from d2ft.data.stream import SampleStream, seed_generators
@@ -190,6 +191,7 @@ class FinetuneTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             thing_classes=class_names(dataset_name),
             source_classes=cfg.FINETUNE.SOURCE_CLASSES,
+            head_init=build_head_init(cfg),
             every_tensor=every_tensor,
             report_dir=report_dir,
             **checkpointables,

@@ -9,8 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from d2ft.checkpoint.load_report import check_coverage
+from d2ft.checkpoint.coverage import check_coverage
+from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.checkpoint.weights import (
+    build_head_init,
     build_load_report,
     check_class_names,
     find_last_checkpoint,
@@ -36,12 +38,12 @@ def check_weights(
         resume: as ``--resume``.
 
     Returns:
-        ``{"source", "loaded", "skipped", "missing"}``, the last three as numbers of tensors, and
-        "seed" of a run that is resumed.
+        ``{"source", "loaded", "remapped", "skipped", "missing"}``, all but the first as numbers
+        of tensors, and "seed" of a run that is resumed.
 
     Raises:
-        UserError: if the model cannot be built, or the file is missing, unreadable, unsafe, or
-            gives the model too little.
+        UserError: if the model cannot be built, the file is missing, unreadable, unsafe, gives
+            the model too little, or its class names do not fit the datasets.
     """
     shapes = _model_shapes(cfg)
     last_checkpoint = find_last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
@@ -52,19 +54,37 @@ def check_weights(
                 "MODEL.WEIGHTS is empty, so there is nothing to evaluate: set MODEL.WEIGHTS "
                 f"{os.path.join(cfg.OUTPUT_DIR, 'model_final.pth')} or give --resume"
             )
-        return {"source": "", "loaded": 0, "skipped": 0, "missing": 0}
+        return {"source": "", "loaded": 0, "remapped": 0, "skipped": 0, "missing": 0}
     checkpoint = read_weights(source)
     found: dict[str, Any] = {"source": source}
     if last_checkpoint:
         found["seed"] = checkpoint.get("trainer", {}).get("seed")
     if shapes is None:
         return found
-    report = build_load_report(shapes, checkpoint, source)
-    check_coverage(report, every_tensor=eval_only or bool(last_checkpoint))
+    as_it_is = eval_only or bool(last_checkpoint)
+    head_init = HeadInit() if as_it_is else build_head_init(cfg)
+    # What the user says of MODEL.WEIGHTS is not about our own checkpoint.
     given = () if last_checkpoint else cfg.FINETUNE.SOURCE_CLASSES
-    check_class_names(report, known_classes(checkpoint, source, given), thing_classes)
+    file_classes = known_classes(checkpoint, source, given)
+    report = build_load_report(
+        shapes,
+        checkpoint,
+        source,
+        thing_classes=thing_classes,
+        file_classes=file_classes,
+        head_init=head_init,
+    )
+    check_coverage(report, every_tensor=as_it_is)
+    check_class_names(
+        report,
+        file_classes,
+        thing_classes,
+        class_map=head_init.class_map,
+        every_tensor=as_it_is,
+    )
     return found | {
         "loaded": len(report.loaded),
+        "remapped": len(report.remapped),
         "skipped": len(report.skipped),
         "missing": len(report.missing),
     }

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer, make_plain
+from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.errors import UserError
 from d2ft.files import sha256
 
@@ -193,6 +194,68 @@ def test_names_given_by_the_user_are_checked_for_a_file_that_says_none(tmp_path,
     FinetuneCheckpointer(tiny_detector(), thing_classes=CLASSES).load(path)
 
     assert "its 2 class rows were matched by position" in caplog.text
+
+
+REMAP = HeadInit(remap=True)
+
+
+def score_rows(model: nn.Module) -> torch.Tensor:
+    return model["roi_heads"]["box_predictor"]["cls_score"].weight
+
+
+@pytest.mark.parametrize("names_from", ["file", "config"])
+def test_remap_gives_each_class_the_rows_of_its_name(tmp_path, names_from, caplog):
+    caplog.set_level(logging.INFO, "d2ft")
+    source, model = tiny_detector(3), tiny_detector()
+    fresh = values(model)
+    known = {"thing_classes": ("van", "Bus", "cat")} if names_from == "file" else {}
+    FinetuneCheckpointer(source, str(tmp_path), **known).save("a")
+
+    FinetuneCheckpointer(
+        model,
+        thing_classes=CLASSES,
+        source_classes=("van", "bus", "cat") if names_from == "config" else (),
+        head_init=REMAP,
+    ).load(str(tmp_path / "a.pth"))
+
+    assert torch.equal(score_rows(model)[0], fresh["roi_heads.box_predictor.cls_score.weight"][0])
+    assert torch.equal(score_rows(model)[1], score_rows(source)[1])
+    assert torch.equal(score_rows(model)[2], score_rows(source)[3])
+    assert "rows of 1 of 2 classes" in caplog.text
+
+
+def test_map_with_an_unknown_class_is_refused_before_the_model_is_touched(tmp_path):
+    FinetuneCheckpointer(tiny_detector(3), str(tmp_path), thing_classes=("a", "b", "c")).save("a")
+    model = tiny_detector()
+    before = values(model)
+    head_init = HeadInit(remap=True, class_map={"bus": "d"})
+
+    with pytest.raises(UserError, match=r'CLASS_MAP maps "bus" to "d".*a, b, c'):
+        FinetuneCheckpointer(model, thing_classes=CLASSES, head_init=head_init).load(
+            str(tmp_path / "a.pth")
+        )
+
+    assert_equal(model, before)
+
+
+def test_resumed_checkpoint_is_never_remapped(tmp_path):
+    # Its names come in another order than those of the training set, as after an edit of it.
+    FinetuneCheckpointer(tiny_detector(), str(tmp_path), thing_classes=("bus", "car")).save("a")
+
+    with pytest.raises(UserError, match=r'row 0: "bus" in the file') as refusal:
+        FinetuneCheckpointer(
+            tiny_detector(), str(tmp_path), thing_classes=CLASSES, head_init=REMAP
+        ).resume_or_load("unused.pth", resume=True)
+    assert "remap" not in str(refusal.value)
+
+
+def test_evaluated_file_is_never_remapped(tmp_path):
+    FinetuneCheckpointer(tiny_detector(3), str(tmp_path), thing_classes=("a", "b", "car")).save("a")
+
+    with pytest.raises(UserError, match=r"no trained values for 4 tensors"):
+        FinetuneCheckpointer(
+            tiny_detector(), thing_classes=CLASSES, head_init=REMAP, every_tensor=True
+        ).load(str(tmp_path / "a.pth"))
 
 
 def test_caffe2_backbone_is_loaded_by_its_matched_names(tmp_path):

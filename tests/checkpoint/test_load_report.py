@@ -2,10 +2,11 @@ import json
 
 import pytest
 
+from d2ft.checkpoint.coverage import check_coverage
+from d2ft.checkpoint.head_remap import ClassStart, find_class_rows
 from d2ft.checkpoint.load_report import (
     LoadReport,
     SkippedTensor,
-    check_coverage,
     compare_shapes,
     is_final_predictor,
 )
@@ -118,7 +119,7 @@ def test_json_says_what_the_table_says(tmp_path):
     assert content == report.to_dict()
     assert content["sha256"] == "ab" * 32
     assert content["counts"] == {
-        "model": 12, "loaded": 6, "skipped": 6, "missing": 0, "unexpected": 0, "ignored": 0,
+        "model": 12, "loaded": 6, "remapped": 0, "skipped": 6, "missing": 0, "unexpected": 0, "ignored": 0,
     }  # fmt: skip
     assert content["skipped"][1] == {
         "name": "roi_heads.box_predictor.cls_score.bias",
@@ -219,3 +220,43 @@ def test_a_file_without_statistics_of_norm_layers_is_complete():
     assert report.missing == ()
     assert [tensor.name for tensor in report.ignored] == ["backbone.bottom_up.norm.running_var"]
     check_coverage(report, every_tensor=False)
+
+
+def remapped_report() -> LoadReport:
+    starts = [ClassStart("car", "Car", 2, "copied"), ClassStart("rider", None, None, "fresh")]
+    model, file = mask_rcnn(2), mask_rcnn(80)
+    return compare(model, file, class_rows=find_class_rows(file, model, 80, 2), classes=starts)
+
+
+def test_remapped_tensors_are_neither_loaded_nor_skipped():
+    report = remapped_report()
+
+    assert tuple(tensor.name for tensor in report.remapped) == PREDICTORS
+    assert report.loaded == tuple(BODY)
+    assert (report.skipped, report.not_loaded) == ((), ())
+    assert report.model_size == 12
+    assert not report.matches_classes_by_position
+    check_coverage(report, every_tensor=False)
+
+
+def test_table_and_json_say_where_each_class_comes_from():
+    report = remapped_report()
+    rows = {" ".join(line.split()) for line in report.format_table(2).splitlines()}
+
+    assert "part loaded remapped skipped missing" in rows
+    assert "final predictors 0 6 0 0" in rows
+    assert "the 6 final predictors below start from the file's rows of 1 of 2 classes:" in rows
+    assert "car Car (row 2)" in rows
+    assert "rider none: fresh" in rows
+    assert "roi_heads.box_predictor.bbox_pred.bias: (320,) -> (8,)" in rows
+    content = report.to_dict()
+    assert content["counts"]["remapped"] == 6
+    assert content["classes"] == [
+        {"name": "car", "source": "Car", "source_row": 2, "start": "copied"},
+        {"name": "rider", "source": None, "source_row": None, "start": "fresh"},
+    ]
+    assert content["remapped"][1] == {
+        "name": "roi_heads.box_predictor.cls_score.bias",
+        "file_shape": [81],
+        "model_shape": [3],
+    }

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.checkpoint.load_report import compare_shapes
 from d2ft.checkpoint.weights import (
+    build_head_init,
     build_load_report,
     check_class_names,
     fetch_weights,
     known_classes,
     read_weights,
 )
+from d2ft.config import load_cfg
 from d2ft.errors import UserError
-from d2ft.labels import COCO_CLASSES
+from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES, COCO_CLASSES
 
 SCORES = {"roi_heads.box_predictor.cls_score.weight": (3, 4)}
 TWO_CLASSES = compare_shapes(SCORES, SCORES, source="weights.pth")
@@ -121,8 +124,21 @@ def test_rows_of_the_same_classes_load_whatever_the_spelling():
     ],
 )
 def test_rows_of_other_classes_are_refused_with_the_first_pair(in_file, first_pair):
-    with pytest.raises(UserError, match=rf"weights\.pth.*{first_pair}.*SOURCE_CLASSES"):
+    with pytest.raises(UserError, match=rf"weights\.pth.*{first_pair}.*HEAD_INIT remap.*SOURCE_"):
         check_class_names(TWO_CLASSES, in_file, ("car", "bus"))
+
+
+def test_checkpoint_to_be_evaluated_is_not_said_to_be_remapped():
+    with pytest.raises(UserError) as refusal:
+        check_class_names(TWO_CLASSES, ("bus", "car"), ("car", "bus"), every_tensor=True)
+
+    assert "remap" not in str(refusal.value)
+
+
+def test_rows_that_alias_or_map_say_are_the_same_class_load_by_position():
+    in_file, in_set = ("motorcycle", "person"), ("motorbike", "rider")
+
+    assert check_class_names(TWO_CLASSES, in_file, in_set, class_map={"rider": "person"}) == ""
 
 
 def test_rows_without_known_names_load_with_a_warning():
@@ -138,3 +154,93 @@ def test_names_do_not_matter_where_no_rows_are_loaded():
     )
 
     assert check_class_names(skipped, ("dog", "cat"), ("car", "bus")) == ""
+
+
+BODY = {"backbone.bottom_up.stem.weight": (2, 3)}
+
+
+def scores(num_classes):
+    return {**BODY, "roi_heads.box_predictor.cls_score.weight": (num_classes + 1, 4)}
+
+
+def report_of(file, model, file_classes, thing_classes, **head_init):
+    checkpoint = {"model": {name: torch.empty(shape) for name, shape in file.items()}}
+    return build_load_report(
+        model,
+        checkpoint,
+        "weights.pth",
+        thing_classes=thing_classes,
+        file_classes=file_classes,
+        head_init=HeadInit(**head_init),
+    )
+
+
+def test_skipped_rows_whose_names_are_known_come_with_what_remap_would_keep():
+    report = report_of(scores(80), scores(8), COCO_CLASSES, CITYSCAPES_INSTANCE_CLASSES)
+
+    assert report.notes == ("7 of 8 classes have COCO rows: FINETUNE.HEAD_INIT remap keeps them.",)
+    assert report.format_table(8).endswith(report.notes[0])
+    assert report.to_dict()["notes"] == list(report.notes)
+
+
+def test_skipped_rows_of_other_classes_are_not_called_coco():
+    report = report_of(scores(3), scores(2), ("a", "b", "c"), ("c", "d"))
+    assert report.notes[0].startswith("1 of 2 classes have rows in the file")
+
+    assert report_of(scores(3), scores(2), ("a", "b", "c"), ("d", "e")).notes == ()
+    assert report_of(scores(3), scores(2), COCO_CLASSES, ("car", "bus")).notes == ()
+
+
+@pytest.mark.parametrize("remap", [False, True])
+def test_skipped_rows_without_names_come_with_the_way_to_give_them(remap):
+    report = report_of(scores(80), scores(8), None, CITYSCAPES_INSTANCE_CLASSES, remap=remap)
+
+    assert [tensor.name for tensor in report.skipped] == [
+        "roi_heads.box_predictor.cls_score.weight"
+    ]
+    assert (report.remapped, report.classes) == ((), ())
+    assert "FINETUNE.SOURCE_CLASSES can give them" in report.notes[0]
+
+
+def test_equal_shapes_of_other_classes_are_remapped_by_name():
+    report = report_of(scores(2), scores(2), ("bus", "car"), ("car", "bus"), remap=True)
+
+    assert [start.source_row for start in report.classes] == [1, 0]
+    assert report.loaded == tuple(BODY)
+    assert check_class_names(report, ("bus", "car"), ("car", "bus")) == ""
+
+
+def test_remap_that_cannot_keep_rows_says_why():
+    narrow = {**BODY, "roi_heads.box_predictor.cls_score.weight": (3, 2)}
+    report = report_of(scores(2), narrow, ("car", "bus"), ("car", "bus"), remap=True)
+
+    assert report.classes == ()
+    assert "differ in more than the number of classes" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "message"),
+    [
+        (
+            80,
+            2,
+            r"weights\.pth is known to have 3 classes \(a, b, c\).*is \(81, 4\).*SOURCE_CLASSES",
+        ),
+        (3, 5, r"the training set has 2 classes \(a, d\).*is \(6, 4\).*under MODEL"),
+    ],
+)
+def test_names_that_do_not_fit_the_number_of_rows_are_refused(file, model, message):
+    with pytest.raises(UserError, match=message):
+        report_of(scores(file), scores(model), ("a", "b", "c"), ("a", "d"), remap=True)
+
+
+def test_head_init_is_what_the_config_says():
+    assert build_head_init(load_cfg(None)) == HeadInit(seed=-1)
+    options = ["FINETUNE.HEAD_INIT", "remap", "FINETUNE.UNMATCHED", "matched", "SEED", "3",
+               "FINETUNE.CLASS_MAP.traffic light", "stop sign", "FINETUNE.CLASS_MAP.one", "1"]  # fmt: skip
+    assert build_head_init(load_cfg(None, options)) == HeadInit(
+        remap=True,
+        class_map={"traffic light": "stop sign", "one": "1"},
+        unmatched="matched",
+        seed=3,
+    )

@@ -32,6 +32,9 @@ def test_defaults_have_no_mistake():
         ("SOLVER.STEPS", (10, 10), "each iteration must be above"),
         ("SOLVER.STEPS", ("10",), "must be a tuple of iterations such as"),
         ("SOLVER.OPTIMIZER", "Adam", "is 'Adam'; it may be SGD, AdamW"),
+        ("FINETUNE.HEAD_INIT", "copy", "is 'copy'; it may be skip, remap"),
+        ("FINETUNE.UNMATCHED", "zero", "is 'zero'; it may be fresh, matched"),
+        ("FINETUNE.CLASS_MAP.rider", None, "is None; it must be the name of a class of MODEL.WEI"),
         ("INPUT.MASK_FORMAT", "rle", "is 'rle'; it may be polygon, bitmask"),
         ("INPUT.RANDOM_FLIP", "both", "it may be horizontal, vertical, none"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "value", "it may be choice, range"),
@@ -104,3 +107,12 @@ def test_all_mistakes_are_listed_at_once():
         "  SOLVER.OPTIMIZER (command line)",
         "  DATASETS.TEST (set in Python)",
     }
+
+
+def test_mistake_in_the_class_map_is_told_with_the_class(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("FINETUNE:\n  CLASS_MAP:\n    st. bernard: null\n    traffic light: tl\n")
+    with pytest.raises(
+        UserError, match=r"1 mistake.*\n.*CLASS_MAP\.st\. bernard \(\S+a\.yaml:3\) is None"
+    ):
+        check_cfg(load_cfg(path))

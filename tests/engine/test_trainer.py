@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_instances
 from d2ft.engine import FinetuneTrainer, resolve_cfg
 from d2ft.errors import UserError
-from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES
+from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES, COCO_CLASSES
 from tests.factories import PROJECT, SHORT_RUN, TINY_MODEL
 
 
@@ -208,3 +209,22 @@ def test_another_batch_than_that_of_the_checkpoint_is_said(short_cfg, run, caplo
     short_cfg.SOLVER.IMS_PER_BATCH = 1
     _train(short_cfg, resume=True)
     assert "was written with ims_per_batch 2, now it is 1" in caplog.text
+
+
+def test_the_4k_config_starts_from_the_rows_of_coco_but_not_on_resume(overrides, run):
+    cfg = load_cfg(PROJECT / "configs/cityscapes_ft_4k.yaml", overrides)
+    cfg.FINETUNE.SOURCE_CLASSES = COCO_CLASSES
+    trainer = FinetuneTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+
+    name = "roi_heads.mask_head.predictor.bias"
+    coco = pickle.loads(Path(cfg.MODEL.WEIGHTS).read_bytes())["model"][name]
+    car = trainer.model.state_dict()[name][CITYSCAPES_INSTANCE_CLASSES.index("car")]
+    assert car.item() == coco[COCO_CLASSES.index("car")]
+    report = json.loads((run / "load_report.json").read_text())
+    assert report["counts"]["remapped"] == 6
+    assert [row["name"] for row in report["classes"] if row["source"] is None] == ["rider"]
+
+    trainer.resume_or_load(resume=True)
+    saved = _weights(run / "model_final.pth")
+    assert all(torch.equal(saved[k], v) for k, v in trainer.model.state_dict().items())

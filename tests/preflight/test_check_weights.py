@@ -6,7 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from d2ft.config import load_cfg
 from d2ft.errors import UserError
-from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES
+from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES, COCO_CLASSES
 from d2ft.preflight.check_weights import check_weights
 from tests.factories import PROJECT, TINY_MODEL, write_coco_weights
 
@@ -28,7 +28,7 @@ def _check(cfg, *, eval_only=False, resume=False):
 
 def test_coco_weights_fit_but_for_the_six_predictors(cfg):
     assert _check(cfg) == {
-        "source": cfg.MODEL.WEIGHTS, "loaded": 301, "skipped": 6, "missing": 0
+        "source": cfg.MODEL.WEIGHTS, "loaded": 301, "remapped": 0, "skipped": 6, "missing": 0
     }  # fmt: skip
 
 
@@ -88,3 +88,23 @@ def test_a_last_checkpoint_that_is_gone_is_named(cfg, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     with pytest.raises(UserError, match="last_checkpoint names 'model_0000009.pth', which is not"):
         _check(cfg, resume=True)
+
+
+def test_remap_gives_the_six_predictors_their_rows(cfg):
+    cfg.FINETUNE.HEAD_INIT = "remap"
+    cfg.FINETUNE.SOURCE_CLASSES = COCO_CLASSES
+    checked = _check(cfg)
+    assert (checked["loaded"], checked["remapped"], checked["skipped"]) == (301, 6, 0)
+    with pytest.raises(UserError, match="no trained values for 6 tensors"):
+        _check(cfg, eval_only=True)
+
+
+def test_remap_refuses_names_that_do_not_fit_as_loading_does(cfg):
+    cfg.FINETUNE.HEAD_INIT = "remap"
+    cfg.FINETUNE.SOURCE_CLASSES = ("person", "car")
+    with pytest.raises(UserError, match=r"known to have 2 classes .*is \(81, 32\)"):
+        _check(cfg)
+    cfg.FINETUNE.SOURCE_CLASSES = COCO_CLASSES
+    cfg.FINETUNE.CLASS_MAP.rider = "persn"
+    with pytest.raises(UserError, match=r'"rider" to "persn", .* did you mean "person"\?'):
+        _check(cfg)
