@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from d2ft.checkpoint.convert.build import check_required_config
 from d2ft.checkpoint.load_report import check_coverage
 from d2ft.checkpoint.weights import (
     build_load_report,
@@ -39,7 +40,8 @@ def check_weights(
         ``{"source", "loaded", "skipped", "missing"}``, the last three as numbers of tensors.
 
     Raises:
-        UserError: if the file is missing, unreadable, unsafe, or gives the model too little.
+        UserError: if the file is missing, unreadable, unsafe, gives the model too little, or needs
+            another config than this one.
     """
     last_checkpoint = _last_checkpoint(cfg) if resume else ""
     source = last_checkpoint or cfg.MODEL.WEIGHTS
@@ -51,6 +53,7 @@ def check_weights(
             )
         return {"source": "", "loaded": 0, "skipped": 0, "missing": 0}
     checkpoint = read_weights(source)
+    check_required_config(cfg, checkpoint, source)
     shapes = _model_shapes(cfg)
     if shapes is None:
         return {"source": source}
