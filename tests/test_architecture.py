@@ -11,11 +11,12 @@ PACKAGE = PROJECT / "d2ft"
 
 # A room may import the rooms named here, and itself.
 ROOTS = {"labels", "files", "errors", "host"}
+LAYERS = {"layers"}
 SIBLINGS = {"data", "checkpoint", "solver", "evaluation"}
 MAY_IMPORT = {
-    **{room: set() for room in ROOTS},
+    **{room: set() for room in ROOTS | LAYERS},
     "config": ROOTS,
-    **{room: ROOTS | {"config"} for room in SIBLINGS},
+    **{room: ROOTS | LAYERS | {"config"} for room in SIBLINGS},
     "preflight": ROOTS | {"config"} | SIBLINGS,
     "engine": ROOTS | {"config", "preflight"} | SIBLINGS,
 }
@@ -28,6 +29,9 @@ FREE_OF_DETECTRON2 = [
     "checkpoint/load_report.py",
     "checkpoint/coverage.py",
     "checkpoint/head_remap.py",
+]
+FREE_OF_DETECTRON2 += [
+    f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
 ]
 FREE_OF_DETECTRON2 += [
     str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "data/synthetic").glob("*.py"))

@@ -20,6 +20,9 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from d2ft.errors import UserError
 
+# Where a file of ours describes itself, beside "model"; Detectron2 passes unknown entries through.
+METADATA_KEY = "d2ft"
+
 _ZIP_MAGIC = b"PK\x03\x04"
 # Before torch 1.6 a file was a row of pickles, the first of which is this number:
 # https://github.com/pytorch/pytorch/blob/v2.0.0/torch/serialization.py#L31
@@ -36,7 +39,7 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     Read a checkpoint from a local file in any of the formats that Detectron2 reads.
 
     Known are files of :func:`torch.save` (zip and legacy) with a ``model`` entry, a bare state
-    dict or pycls' ``model_state``, and pickles of NumPy arrays: Detectron2's zoo, and Caffe2's
+    dict, MMDetection's ``state_dict`` or pycls' ``model_state``, and pickles of NumPy arrays: Detectron2's zoo, and Caffe2's
     (Detectron1, ImageNet backbones), whose names Detectron2 matches by its heuristics.
 
     Returns:
@@ -214,6 +217,9 @@ class _ArrayUnpickler(pickle._Unpickler):
 def _as_checkpoint(content: dict[str, Any], is_torch_file: bool) -> dict[str, Any]:
     if "model" in content and isinstance(content["model"], dict):
         return content
+    if isinstance(content.get("state_dict"), dict):
+        # MMDetection; "meta" tells its config and class names.
+        return {"model": content["state_dict"], "meta": content.get("meta")}
     if isinstance(content.get("model_state"), dict):
         # The rules for the foreign formats are those of Detectron2's DetectionCheckpointer:
         # https://github.com/facebookresearch/detectron2/blob/main/detectron2/checkpoint/detection_checkpoint.py

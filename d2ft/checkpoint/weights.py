@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from d2ft.checkpoint import zoo
+from d2ft.checkpoint.convert.build import convert_checkpoint
 from d2ft.checkpoint.head_remap import (
     ClassStart,
     HeadInit,
@@ -36,12 +37,9 @@ from d2ft.checkpoint.load_report import (
     is_final_predictor,
     shorten,
 )
-from d2ft.checkpoint.safe_load import load_checkpoint_file
+from d2ft.checkpoint.safe_load import METADATA_KEY, load_checkpoint_file
 from d2ft.errors import UserError
 from d2ft.labels import COCO_CLASSES
-
-# Where a file of ours describes itself, beside "model"; Detectron2 passes unknown entries through.
-METADATA_KEY = "d2ft"
 
 
 def fetch_weights(url_or_path: str) -> str:
@@ -123,11 +121,15 @@ def read_weights(url_or_path: str) -> dict[str, Any]:
 
 def apply_query(checkpoint: dict[str, Any], source: str) -> dict[str, Any]:
     """
-    Mark the checkpoint as the query at the end of its address asks; returns the same object.
+    Convert another framework's checkpoint, and mark it as the query of its address asks.
+
+    Returns:
+        As :func:`~d2ft.checkpoint.convert.build.convert_checkpoint`.
 
     Raises:
-        UserError: if it is not ``?matching_heuristics=True``, the only one that Detectron2 knows.
+        UserError: as there; also if the query is not ``?matching_heuristics=True``, the only one that Detectron2 knows.
     """
+    checkpoint = convert_checkpoint(checkpoint, source)
     queries = parse_qs(urlparse(source).query)
     if queries.pop("matching_heuristics", ["False"]) == ["True"]:
         checkpoint["matching_heuristics"] = True

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from d2ft.checkpoint.convert.build import check_required_config
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.checkpoint.weights import (
@@ -43,7 +44,8 @@ def check_weights(
 
     Raises:
         UserError: if the model cannot be built, the file is missing, unreadable, unsafe, gives
-            the model too little, or its class names do not fit the datasets.
+            the model too little, needs another config than this one, or its class names do not
+            fit the datasets.
     """
     shapes = _model_shapes(cfg)
     last_checkpoint = find_last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
@@ -56,6 +58,7 @@ def check_weights(
             )
         return {"source": "", "loaded": 0, "remapped": 0, "skipped": 0, "missing": 0}
     checkpoint = read_weights(source)
+    check_required_config(cfg, checkpoint, source)
     found: dict[str, Any] = {"source": source}
     if last_checkpoint:
         found["seed"] = checkpoint.get("trainer", {}).get("seed")

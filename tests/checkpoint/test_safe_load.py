@@ -228,7 +228,7 @@ def test_zip_of_another_program_is_refused(tmp_path):
     ("content", "reason"),
     [
         ([torch.ones(1)], r"holds a list where a checkpoint holds a dictionary"),
-        ({"state_dict": {"w": torch.ones(1)}, "meta": {}}, r"no tensors.*'state_dict', 'meta'"),
+        ({"network": {"w": torch.ones(1)}, "meta": {}}, r"no tensors.*'network', 'meta'"),
         ({"model": {}}, r"no tensors by name. Its keys: none"),
         ({"model": {"w": torch.ones(1), "epoch": 3}}, r"'epoch' is a int where a model holds"),
         ({"model": {"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}}, r"'b' holds NaN"),
