@@ -41,7 +41,9 @@ EXTRAS_REQUIRE = {
         "packaging",  # version checks
         "setuptools<81",  # pkg_resources for the model zoo: deprecated, gone from setuptools 82
     ],
+    "safetensors": ["safetensors"],  # reads weights in that format
     "dev": [
+        "safetensors",  # its files are among those that the tests read
         "pytest",  # runs tests/
         "hypothesis",  # generated cases
         "ruff",  # lint and format; configured in pyproject.toml

@@ -129,6 +129,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         writes = bool(self.report_dir) and not self._resuming and comm.is_main_process()
         digest = sha256(self._local_file) if writes else ""
         report = build_load_report(shapes, checkpoint, self._source, sha256=digest)
+        self._remember_source(checkpoint, digest)
         check_coverage(report, every_tensor=self.every_tensor or self._resuming)
         # Neither what the user says of MODEL.WEIGHTS nor the warning is about our own checkpoint.
         given = () if self._resuming else self.source_classes
@@ -144,6 +145,15 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         if writes:
             report.write(Path(self.report_dir) / "load_report.json")
         return incompatible
+
+    def _remember_source(self, checkpoint: Mapping[str, Any], digest: str) -> None:
+        """Keep what the run started from for the files it saves; a resumed run keeps the first."""
+        if self._resuming:
+            description = checkpoint.get(METADATA_KEY)
+            source = description.get("source") if isinstance(description, dict) else None
+            self.metadata["source"] = source if isinstance(source, dict) else None
+        elif digest:
+            self.metadata["source"] = {"weights": self._source, "sha256": digest}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say nothing: the report has said it already, with what it means."""

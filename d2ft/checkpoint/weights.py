@@ -18,6 +18,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils.file_io import PathManager
 
 from d2ft.checkpoint import zoo
+from d2ft.checkpoint.download import download_weights, resolve_url
 from d2ft.checkpoint.load_report import (
     LoadReport,
     Shape,
@@ -51,6 +52,11 @@ def fetch_weights(url_or_path: str) -> str:
                 f"{os.getcwd()}) or a URL."
             )
         return address
+    if address.startswith(("http://", "https://", "detectron2://", "catalog://")):
+        try:
+            return str(download_weights(resolve_url(address)))
+        except UserError as error:
+            raise UserError(f"MODEL.WEIGHTS {address}: {error}") from error
     try:
         local = PathManager.get_local_path(address)
     # A name that the model catalog does not have is a KeyError or a RuntimeError there.

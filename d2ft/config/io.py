@@ -76,7 +76,22 @@ def load_cfg(path: str | os.PathLike[str] | None, opts: Sequence[Any] = ()) -> C
         UserError: for what is wrong in a file or in ``opts``, with file, line and key.
     """
     tree = _read_with_bases(os.path.expanduser(path), chain=()) if path else {}
-    tree = _merged(tree, _tree_of_opts(opts))
+    return _cfg_of_tree(_merged(tree, _tree_of_opts(opts)))
+
+
+def load_cfg_text(text: str, origin: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """
+    Same as :func:`load_cfg`, but reads the YAML from a string, which names no bases.
+
+    Args:
+        text: the YAML, as ``CfgNode.dump`` writes it.
+        origin: what messages call it, such as the file that holds it.
+        opts: as in :func:`load_cfg`.
+    """
+    return _cfg_of_tree(_merged(_parse(text, origin), _tree_of_opts(opts)))
+
+
+def _cfg_of_tree(tree: _Tree) -> CfgNode:
     cfg = get_cfg()
     if "VERSION" in tree and _decode(tree["VERSION"].value) != cfg.VERSION:
         raise UserError(
@@ -148,6 +163,10 @@ def _read(path: str) -> _Tree:
         raise UserError(f"{shown}: cannot read the config: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{shown}: a config is UTF-8 text, and this file is not") from error
+    return _parse(text, shown)
+
+
+def _parse(text: str, shown: str) -> _Tree:
     try:
         loader = _Loader(text)
         root = loader.get_single_node()

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.checkpoint.describe import describe_run
 from d2ft.data import build_test_loader, build_train_loader, class_names
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.rng import StepSeed
@@ -148,6 +149,7 @@ class FinetuneTrainer(DefaultTrainer):
             source_classes=cfg.FINETUNE.SOURCE_CLASSES,
             every_tensor=every_tensor,
             report_dir=report_dir,
+            metadata=describe_run(cfg),
             **checkpointables,
         )
 
