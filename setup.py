@@ -13,6 +13,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "torch",  # models, optimizers, data loading
     "torchvision",  # RoIAlign and NMS of Detectron2; must be the one built for this torch
+    "iopath>=0.1.7,<0.1.10",  # the cache of downloads; Detectron2 has the same bound
     "fvcore>=0.1.5,<0.1.6",  # checkpoints, configs, schedules; Detectron2 has the same bound
     "numpy",  # masks, boxes and metrics as arrays
     "Pillow",  # reads images and the 16-bit PNGs of instance ids
@@ -30,7 +31,6 @@ EXTRAS_REQUIRE = {
     # own dependencies, as tools/setup_env.sh does. Its `black` is only needed to export a
     # LazyConfig as Python source, and is left out.
     "detectron2-deps": [
-        "iopath>=0.1.7,<0.1.10",  # file access; bounded by Detectron2
         "omegaconf>=2.1,<2.4",  # lazy configs; bounded by Detectron2
         "hydra-core>=1.1",  # lazy configs
         "yacs>=0.1.8",  # configs
@@ -41,7 +41,9 @@ EXTRAS_REQUIRE = {
         "packaging",  # version checks
         "setuptools<81",  # pkg_resources for the model zoo: deprecated, gone from setuptools 82
     ],
+    "safetensors": ["safetensors"],  # reads weights in that format
     "dev": [
+        "safetensors",  # its files are among those that the tests read
         "pytest",  # runs tests/
         "hypothesis",  # generated cases
         "ruff",  # lint and format; configured in pyproject.toml

@@ -39,7 +39,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of the file's content as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: str | os.PathLike[str], algorithm: str) -> str:
+    """Return a hash of the file's content in hexadecimal digits, by an algorithm of hashlib."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -1,8 +1,11 @@
 """Miniature datasets and models that tests share; the scenes come from d2ft's own generator."""
 
 import pickle
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.modeling import build_model
 
@@ -85,3 +88,38 @@ def write_coco_weights(path: Path, overrides=TINY_MODEL) -> Path:
         [*overrides, "MODEL.ROI_HEADS.NUM_CLASSES", "80", "MODEL.DEVICE", "cpu"],
     )
     return write_zoo_weights(path, seeded_model(cfg))
+
+
+def write_mmengine_file(path: Path, *, weight=None, extra=None, legacy: bool = False) -> Path:
+    """Write what MMDetection 3.x saves after an epoch, with the history of a loss."""
+
+    class HistoryBuffer:
+        """The state that MMEngine's class of this name gives to pickle."""
+
+        def __init__(self):
+            self.log_history = np.ones(3)
+            self.count_history = np.ones(3, dtype=np.int64)
+            self.last = np.float64(1.0)
+            self.statistics_methods = {"mean": HistoryBuffer.mean}
+
+        def mean(self):
+            return self.log_history.mean()
+
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    HistoryBuffer.__module__ = HistoryBuffer.mean.__module__ = module.__name__
+    HistoryBuffer.__qualname__ = "HistoryBuffer"
+    HistoryBuffer.mean.__qualname__ = "HistoryBuffer.mean"
+    parents = ("mmengine", "mmengine.logging")
+    sys.modules |= {name: types.ModuleType(name) for name in parents} | {module.__name__: module}
+    try:
+        content = {
+            "meta": {"epoch": 1, "dataset_meta": {"classes": ("car", "bus")}, "extra": extra},
+            "state_dict": {"neck.w": torch.ones(2) if weight is None else weight},
+            "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+        }
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    finally:
+        for name in (*parents, module.__name__):
+            del sys.modules[name]
+    return path

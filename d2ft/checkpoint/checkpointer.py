@@ -11,18 +11,16 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from d2ft.checkpoint.class_names import check_class_names, known_classes
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit, remap_class_rows
 from d2ft.checkpoint.load_report import LoadReport
-from d2ft.checkpoint.safe_load import load_checkpoint_file
+from d2ft.checkpoint.safe_load import METADATA_KEY, load_checkpoint_file
 from d2ft.checkpoint.weights import (
-    METADATA_KEY,
     apply_query,
     build_load_report,
-    check_class_names,
     fetch_weights,
     find_last_checkpoint,
-    known_classes,
     match_names,
 )
 from d2ft.errors import UserError
@@ -130,6 +128,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         # A resumed run keeps the report of the weights it once started from.
         writes = bool(self.report_dir) and not self._resuming and comm.is_main_process()
         digest = sha256(self._local_file) if writes else ""
+        self._remember_source(checkpoint, digest)
         # Neither what the user says of MODEL.WEIGHTS nor the warning is about our own checkpoint.
         given = () if self._resuming else self.source_classes
         file_classes = known_classes(checkpoint, self._source, given)
@@ -181,6 +180,15 @@ class FinetuneCheckpointer(DetectionCheckpointer):
             for tensor in report.remapped
         }
         checkpoint["model"] = {**checkpoint["model"], **remapped}
+
+    def _remember_source(self, checkpoint: Mapping[str, Any], digest: str) -> None:
+        """Keep what the run started from for the files it saves; a resumed run keeps the first."""
+        if self._resuming:
+            description = checkpoint.get(METADATA_KEY)
+            source = description.get("source") if isinstance(description, dict) else None
+            self.metadata["source"] = source if isinstance(source, dict) else None
+        elif digest:
+            self.metadata["source"] = {"weights": self._source, "sha256": digest}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say nothing: the report has said it already, with what it means."""

@@ -6,6 +6,14 @@ require_detectron2()
 
 from d2ft.config.check import check_cfg  # noqa: E402
 from d2ft.config.defaults import add_d2ft_config, get_cfg, get_value  # noqa: E402
-from d2ft.config.io import load_cfg, who_set  # noqa: E402
+from d2ft.config.io import load_cfg, load_cfg_text, who_set  # noqa: E402
 
-__all__ = ["add_d2ft_config", "check_cfg", "get_cfg", "get_value", "load_cfg", "who_set"]
+__all__ = [
+    "add_d2ft_config",
+    "check_cfg",
+    "get_cfg",
+    "get_value",
+    "load_cfg",
+    "load_cfg_text",
+    "who_set",
+]

@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.checkpoint.describe import describe_run
 from d2ft.checkpoint.weights import build_head_init
 from d2ft.config import who_set
 from d2ft.data import build_test_loader, build_train_loader, class_names
@@ -194,6 +195,7 @@ class FinetuneTrainer(DefaultTrainer):
             head_init=build_head_init(cfg),
             every_tensor=every_tensor,
             report_dir=report_dir,
+            metadata=describe_run(cfg),
             **checkpointables,
         )
 

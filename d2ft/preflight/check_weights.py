@@ -9,15 +9,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from d2ft.checkpoint.class_names import check_class_names, known_classes
 from d2ft.checkpoint.convert.build import check_required_config
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit
 from d2ft.checkpoint.weights import (
     build_head_init,
     build_load_report,
-    check_class_names,
     find_last_checkpoint,
-    known_classes,
     read_weights,
 )
 from d2ft.errors import UserError

@@ -12,7 +12,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.config.defaults import _C as detectron2_defaults
 
 from d2ft.config import get_cfg, load_cfg, who_set
-from d2ft.config.io import _read_with_bases
+from d2ft.config.tree import read_tree
 from d2ft.errors import UserError
 
 CITYSCAPES_FT = Path(__file__).parents[2] / "configs" / "cityscapes_ft.yaml"
@@ -72,9 +72,9 @@ def test_bases_merge_as_in_fvcore(seed):
         expected = CfgNode.load_yaml_with_base("f4.yaml")
     except AssertionError:
         with pytest.raises(UserError, match="is a group of keys here, but a single value at"):
-            _read_with_bases("f4.yaml", ())
+            read_tree("f4.yaml", ())
     else:
-        assert plain(_read_with_bases("f4.yaml", ())) == expected
+        assert plain(read_tree("f4.yaml", ())) == expected
 
 
 def test_relative_bases_merge_as_in_fvcore():
@@ -82,14 +82,14 @@ def test_relative_bases_merge_as_in_fvcore():
     write("base/deep/zero.yaml", "A: {X: 0, Z: 0}\nB: zero\n")
     write("base/two.yaml", "A: {Y: [3]}\nC: two\n")
     write("conf/a.yaml", "_BASE_: [../base/one.yaml, ../base/two.yaml]\nC: own\n")
-    tree = plain(_read_with_bases("conf/a.yaml", ()))
+    tree = plain(read_tree("conf/a.yaml", ()))
     assert tree == {"A": {"X": 1, "Y": [3], "Z": 0}, "B": "zero", "C": "own"}
     assert tree == CfgNode.load_yaml_with_base("conf/a.yaml")
 
 
 def test_anchors_and_merge_keys_are_read_as_in_fvcore():
     write("a.yaml", "A: &a {X: 1, Y: 2}\nB:\n  <<: *a\n  Y: 3\nC: *a\nL: [&v 1, *v]\n")
-    assert plain(_read_with_bases("a.yaml", ())) == CfgNode.load_yaml_with_base("a.yaml")
+    assert plain(read_tree("a.yaml", ())) == CfgNode.load_yaml_with_base("a.yaml")
 
 
 def test_home_folder_is_expanded_in_a_base(folder, monkeypatch):

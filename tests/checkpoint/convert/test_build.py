@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
+from d2ft.checkpoint.class_names import known_classes
 from d2ft.checkpoint.convert.build import (
     check_required_config,
     convert_checkpoint,
@@ -15,7 +16,7 @@ from d2ft.checkpoint.convert.build import (
     required_config,
     required_config_mismatches,
 )
-from d2ft.checkpoint.weights import known_classes, read_weights
+from d2ft.checkpoint.weights import read_weights
 from d2ft.config import get_cfg, load_cfg
 from d2ft.errors import UserError
 from d2ft.preflight.check_weights import check_weights
