@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from d2ft.checkpoint.convert.build import format_yaml, required_config
-from d2ft.checkpoint.weights import METADATA_KEY, read_weights
+from d2ft.checkpoint.safe_load import METADATA_KEY
+from d2ft.checkpoint.weights import read_weights
 from d2ft.errors import UserError
 from d2ft.files import atomic_write
 

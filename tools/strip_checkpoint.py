@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from d2ft.checkpoint.safe_load import load_checkpoint_file
-from d2ft.checkpoint.weights import METADATA_KEY
+from d2ft.checkpoint.safe_load import METADATA_KEY, load_checkpoint_file
 from d2ft.errors import UserError
 from d2ft.files import atomic_write, sha256
 

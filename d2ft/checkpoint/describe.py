@@ -16,10 +16,9 @@ import torch
 from detectron2.config import CfgNode
 
 import d2ft
-from d2ft.checkpoint.safe_load import load_checkpoint_file
+from d2ft.checkpoint.safe_load import METADATA_KEY, load_checkpoint_file
 from d2ft.checkpoint.torch_file import LEGACY_MAGIC, ZIP_MAGIC
-from d2ft.checkpoint.safe_load import METADATA_KEY
-from d2ft.checkpoint.weights import from d2ft.files import sha256
+from d2ft.files import sha256
 from d2ft.host import bridge_detectron2
 
 
