@@ -14,7 +14,7 @@ import json
 import sys
 
 from d2ft.checkpoint.describe import describe_checkpoint, format_description
-from d2ft.checkpoint.weights import METADATA_KEY
+from d2ft.checkpoint.safe_load import METADATA_KEY
 from d2ft.errors import UserError
 
 
