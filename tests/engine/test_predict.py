@@ -30,7 +30,8 @@ def weights(tmp_path_factory):
     options = [*TINY_MODEL, *SHORT_RUN, "TEST.DETECTIONS_PER_IMAGE", "20"]
     options += ["OUTPUT_DIR", str(folder)]
     cfg = load_cfg(PROJECT / "configs/cityscapes_ft.yaml", options)
-    FinetuneTrainer.build_checkpointer(cfg, seeded_model(cfg)).save("model_final")
+    checkpointer = FinetuneTrainer.build_checkpointer(cfg, seeded_model(cfg), cfg.DATASETS.TRAIN[0])
+    checkpointer.save("model_final")
     return folder / "model_final.pth"
 
 
