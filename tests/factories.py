@@ -5,7 +5,9 @@ import sys
 import types
 from pathlib import Path
 
+import detectron2
 import numpy as np
+import pytest
 import torch
 from detectron2.modeling import build_model
 
@@ -47,6 +49,15 @@ SHORT_RUN = [
     "DATALOADER.NUM_WORKERS", "0",
     "SEED", "1",
 ]  # fmt: skip
+
+
+def zoo_config_file(name: str) -> Path:
+    """Return a config of Detectron2's zoo: inside the installed package, or beside it in git."""
+    package = Path(detectron2.__file__).parent
+    for folder in (package / "model_zoo" / "configs", package.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    pytest.skip("the installed Detectron2 ships no configs of its model zoo")
 
 
 def write_cityscapes(root: Path, *, train: int = 4, val: int = 2) -> Path:

@@ -1,12 +1,12 @@
 from pathlib import Path
 
-import detectron2
 import pytest
 import yaml
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from d2ft.config import add_d2ft_config, check_cfg, load_cfg
 from d2ft.config.defaults import get_value
+from tests.factories import zoo_config_file
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/**/*.yaml")])
@@ -17,16 +17,6 @@ SHOWS_ALL = ROOT / "configs" / "cityscapes_ft.yaml"
 
 def name(path):
     return str(path.relative_to(ROOT))
-
-
-def zoo_config():
-    """The zoo's config of the tutorial's model: inside an installed package, or beside it in git."""
-    package = Path(detectron2.__file__).parent
-    for folder in (package / "model_zoo" / "configs", package.parent / "configs"):
-        path = folder / "COCO-InstanceSegmentation" / "mask_rcnn_R_50_FPN_3x.yaml"
-        if path.is_file():
-            return path
-    pytest.skip("the installed Detectron2 ships no configs of its model zoo")
 
 
 def leaves(tree, prefix=""):
@@ -83,14 +73,14 @@ def test_plain_detectron2_reads_the_same(path):
 
 
 def test_model_base_is_the_model_of_the_zoo():
-    theirs = load_cfg(zoo_config())
+    theirs = load_cfg(zoo_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
     ours = load_cfg(ROOT / "configs/_base_/models/mask_rcnn_r50_fpn.yaml")
     theirs.MODEL.WEIGHTS = ours.MODEL.WEIGHTS
     assert ours.MODEL == theirs.MODEL
 
 
 def test_cityscapes_changes_only_head_settings_of_the_zoo_model():
-    theirs = load_cfg(zoo_config()).MODEL
+    theirs = load_cfg(zoo_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")).MODEL
     ours = load_cfg(SHOWS_ALL).MODEL
     theirs.WEIGHTS = ours.WEIGHTS
     theirs.ROI_HEADS.NUM_CLASSES = 8

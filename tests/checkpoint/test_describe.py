@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import torchvision
-from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
@@ -18,7 +17,7 @@ from d2ft.checkpoint.describe import describe_checkpoint, describe_run, guess_mo
 from d2ft.config import get_cfg, load_cfg, load_cfg_text
 from d2ft.errors import UserError
 from d2ft.files import sha256
-from tests.factories import PROJECT, write_mmengine_file
+from tests.factories import PROJECT, write_mmengine_file, zoo_config_file
 
 CLASSES = ("car", "bus")
 
@@ -97,7 +96,8 @@ def shapes_of(build):
 
 
 def zoo_shapes(config):
-    cfg = model_zoo.get_config(config)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(zoo_config_file(config)), allow_unsafe=True)
     cfg.MODEL.DEVICE = "meta"
     return shapes_of(lambda: build_model(cfg))
 
