@@ -116,7 +116,8 @@ def main() -> None:
     draw_first_frame(cfg, trainer.model, picture)
     minutes = (time.monotonic() - start) / 60
     say(f"Done in {minutes:.1f} minutes. Official Cityscapes mask AP on the validation frames:")
-    say(f"    before fine-tuning {before['segm']['AP']:5.1f}   (the new heads are random)")
+    heads = "start from rows of COCO" if cfg.FINETUNE.HEAD_INIT == "remap" else "are random"
+    say(f"    before fine-tuning {before['segm']['AP']:5.1f}   (the new heads {heads})")
     say(f"    after              {after['segm']['AP']:5.1f}")
     say(f"Ground truth (left) and prediction (right): {picture}")
     say(f"Model, metrics and the whole log: {cfg.OUTPUT_DIR}")
