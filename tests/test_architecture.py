@@ -29,6 +29,8 @@ FREE_OF_DETECTRON2 = [
     "checkpoint/load_report.py",
     "checkpoint/coverage.py",
     "checkpoint/head_remap.py",
+    "solver/param_depth.py",
+    "solver/schedule.py",
 ]
 FREE_OF_DETECTRON2 += [
     f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")

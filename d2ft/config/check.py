@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
@@ -24,6 +25,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
         "RandomSubsetTrainingSampler",
     ),
     "SOLVER.OPTIMIZER": ("SGD", "AdamW"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+        "WarmupLinearLR",
+        "WarmupFlatCosineLR",
+    ),
     "FINETUNE.HEAD_INIT": ("skip", "remap"),
     "FINETUNE.UNMATCHED": ("fresh", "matched"),
 }
@@ -35,6 +43,7 @@ _NAME_LISTS = (
     "DATASETS.PROPOSAL_FILES_TRAIN",
     "DATASETS.PROPOSAL_FILES_TEST",
     "FINETUNE.SOURCE_CLASSES",
+    "FINETUNE.FREEZE",
 )
 
 # key -> smallest value. Where it is 0, that switches the thing off; the others divide by it.
@@ -45,10 +54,23 @@ _WHOLE_NUMBERS = {
     "TEST.EVAL_PERIOD": 0,
     "LOG_PERIOD": 1,
     "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.REFERENCE_BATCH": 0,
+}
+
+# key -> smallest and largest value. The keys in epochs switch themselves off by 0.
+_NUMBERS = {
+    "SOLVER.EPOCHS": (0.0, math.inf),
+    "SOLVER.WARMUP_EPOCHS": (0.0, math.inf),
+    "SOLVER.CHECKPOINT_EPOCHS": (0.0, math.inf),
+    "TEST.EVAL_EPOCHS": (0.0, math.inf),
+    "SOLVER.FLAT_RATIO": (0.0, 1.0),
+    "FINETUNE.LAYER_DECAY": (0.0, 1.0),
 }
 
 # INPUT.FORMAT -> channels of an image. Other modes of Pillow are possible and not judged.
 _CHANNELS = {"BGR": 3, "RGB": 3, "YUV-BT.601": 3, "L": 1}
+
+_PHASE_KEYS = ({"EPOCHS", "FREEZE"}, {"ITERS", "FREEZE"})
 
 _Findings = Iterator[tuple[str, str]]
 
@@ -75,6 +97,8 @@ def check_cfg(cfg: CfgNode, world_size: int = 1) -> None:
         *_check_name_lists(cfg),
         *_check_class_map(cfg),
         *_check_whole_numbers(cfg),
+        *_check_numbers(cfg),
+        *_check_phases(cfg),
         *_check_batch(cfg, world_size),
         *_check_learning_rate(cfg),
         *_check_subset_ratio(cfg),
@@ -117,6 +141,27 @@ def _check_whole_numbers(cfg: CfgNode) -> _Findings:
         value = get_value(cfg, key)
         if type(value) is not int or value < smallest:
             yield key, f"is {value!r}; it must be a whole number of at least {smallest}"
+
+
+def _check_numbers(cfg: CfgNode) -> _Findings:
+    for key, (smallest, largest) in _NUMBERS.items():
+        value = get_value(cfg, key)
+        if not isinstance(value, (int, float)) or not smallest <= value <= largest:
+            yield key, f"is {value!r}; it must be from {smallest:g} to {largest:g}"
+
+
+def _check_phases(cfg: CfgNode) -> _Findings:
+    for number, phase in enumerate(cfg.FINETUNE.PHASES, start=1):
+        good = "a mapping such as {EPOCHS: 1, FREEZE: [backbone, rpn]}, or with ITERS"
+        if not isinstance(phase, dict) or set(phase) not in _PHASE_KEYS:
+            yield "FINETUNE.PHASES", f"has {phase!r} as number {number}; it must be {good}"
+            continue
+        length = phase.get("EPOCHS", phase.get("ITERS"))
+        if not isinstance(length, (int, float)) or not length > 0:
+            yield "FINETUNE.PHASES", f"has a length of {length!r} in number {number}: {good}"
+        patterns = phase["FREEZE"]
+        if not isinstance(patterns, (list, tuple)) or not all(isinstance(p, str) for p in patterns):
+            yield "FINETUNE.PHASES", f"has FREEZE {patterns!r} in number {number}: {good}"
 
 
 def _check_batch(cfg: CfgNode, world_size: int) -> _Findings:

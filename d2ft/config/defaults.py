@@ -56,6 +56,39 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     # How "remap" starts a class that the weights do not know. "fresh": as the model was built;
     # "matched": normal, with mean and standard deviation of the weights' own class rows.
     cfg.FINETUNE.UNMATCHED = "fresh"
+    _add_schedule_keys(cfg)
+    _add_learning_keys(cfg)
+
+
+def _add_schedule_keys(cfg: CfgNode) -> None:
+    # In epochs: passes over DATASETS.TRAIN after filters, repeats and sampling. What is above 0
+    # decides the key in iterations beside it; setting both is an error.
+    cfg.SOLVER.EPOCHS = 0.0  # MAX_ITER
+    cfg.SOLVER.STEPS_EPOCHS = ()  # STEPS
+    cfg.SOLVER.WARMUP_EPOCHS = 0.0  # WARMUP_ITERS
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0  # CHECKPOINT_PERIOD
+    cfg.TEST.EVAL_EPOCHS = 0.0  # EVAL_PERIOD
+    # The batch that BASE_LR and what is counted in iterations were made for; they are scaled
+    # linearly to IMS_PER_BATCH. 0: they are taken as they stand.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Share of the run, in [0, 1), after which LR_SCHEDULER_NAME WarmupFlatCosineLR begins to fall.
+    cfg.SOLVER.FLAT_RATIO = 0.75
+
+
+def _add_learning_keys(cfg: CfgNode) -> None:
+    # What does not learn: names (stem, res2 .. res5, backbone, fpn, rpn, box_head, box_predictor,
+    # mask_head, mask_predictor, head) or patterns of module and parameter names with * and ?.
+    # "!" before one takes it out again: ("*", "!*predictor*"). In Detectron2's words the backbone
+    # holds the FPN. BACKBONE.FREEZE_AT holds as well.
+    cfg.FINETUNE.FREEZE = ()
+    # Phases at the beginning of the run, in order, each freezing more: a list of
+    # {EPOCHS: 1, FREEZE: [backbone, rpn]}, or ITERS for EPOCHS. After them all of it learns.
+    cfg.FINETUNE.PHASES = []
+    # Learning rate of a layer, times this for each step towards the image: heads, FPN and RPN have
+    # BASE_LR, res5 that times LAYER_DECAY, res4 times its square, and so on. 1: all have BASE_LR.
+    cfg.FINETUNE.LAYER_DECAY = 1.0
+    # Name or pattern as in FREEZE -> factor on the learning rate; the last that fits counts.
+    cfg.FINETUNE.LR_FACTORS = CfgNode(new_allowed=True)
 
 
 def get_cfg() -> CfgNode:

@@ -125,6 +125,23 @@ def who_set(cfg: CfgNode, key: str) -> str:
     return "set in Python"
 
 
+def set_value(cfg: CfgNode, key: str, value: Any, *, origin: str) -> None:
+    """
+    Set a key by its full name, and what :func:`who_set` will tell of it.
+
+    Raises:
+        KeyError: if the config has no such key.
+    """
+    get_value(cfg, key)
+    *groups, name = key.split(".")
+    node = cfg
+    for group in groups:
+        node = node[group]
+    node[name] = value
+    origins = dict(cfg.__dict__.get(_ORIGINS, {}))  # a copy: clones share the mapping
+    cfg.__dict__[_ORIGINS] = {**origins, key: (origin, copy.deepcopy(value))}
+
+
 def _write(
     tree: Tree, node: CfgNode, root: CfgNode, prefix: str, origins: dict[str, tuple[str, Any]]
 ) -> None:

@@ -10,14 +10,21 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
-from d2ft.data.loader import build_test_loader, build_train_loader  # noqa: E402
+from d2ft.data.loader import (  # noqa: E402
+    build_test_loader,
+    build_train_loader,
+    epoch_samples,
+    training_records,
+)
 
 __all__ = [
     "build_test_loader",
     "build_train_loader",
     "class_names",
+    "epoch_samples",
     "load_cityscapes_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
     "register_instances",
+    "training_records",
 ]

@@ -1,6 +1,7 @@
 """Build the training and test loaders of a config."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,35 @@ from d2ft.errors import UserError
 Mapper = Callable[[dict[str, Any]], Any]
 
 
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Return the dataset dicts of DATASETS.TRAIN that remain after Detectron2's filters."""
+    records: list[dict[str, Any]] = get_detection_dataset_dicts(
+        list(cfg.DATASETS.TRAIN),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=(
+            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+        ),
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    return records
+
+
+def epoch_samples(cfg: CfgNode, records: list[dict[str, Any]]) -> int:
+    """
+    Return how many samples one pass over the training data has.
+
+    Args:
+        cfg: of which DATALOADER is read.
+        records: of :func:`training_records`.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        # The sampler rounds each factor up or down at random; their sum is what it comes to.
+        return math.ceil(float(_repeat_factors(cfg, records).sum()))
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return max(1, int(len(records) * cfg.DATALOADER.RANDOM_SUBSET_RATIO))
+    return len(records)
+
+
 def build_train_loader(
     cfg: CfgNode, mapper: Mapper | None = None
 ) -> "DataLoader[list[dict[str, Any]]]":
@@ -41,14 +71,7 @@ def build_train_loader(
             are read.
         mapper: dataset dict -> sample; by default ``DatasetMapper(cfg, is_train=True)``.
     """
-    records = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN),
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=(
-            cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-        ),
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
+    records = training_records(cfg)
     world_size = comm.get_world_size()
     stream = SampleStream(
         DatasetFromList(records, copy=False),
@@ -90,10 +113,7 @@ def _sampler_builder(
     if name == "TrainingSampler":
         return functools.partial(_training_sampler, len(records))
     if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return functools.partial(_repeat_factor_sampler, factors)
+        return functools.partial(_repeat_factor_sampler, _repeat_factors(cfg, records))
     if name == "RandomSubsetTrainingSampler":
         return functools.partial(
             _random_subset_sampler, len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
@@ -102,6 +122,13 @@ def _sampler_builder(
         f"DATALOADER.SAMPLER_TRAIN {name!r} has no resumable order; use TrainingSampler, "
         "RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
     )
+
+
+def _repeat_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> torch.Tensor:
+    factors: torch.Tensor = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+    return factors
 
 
 def _training_sampler(size: int, seed: int) -> "Sampler[int]":

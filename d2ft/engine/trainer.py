@@ -13,21 +13,37 @@ from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
 from torch.utils.data import DataLoader
 
 from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
 from d2ft.checkpoint.describe import describe_run
 from d2ft.checkpoint.weights import build_head_init
 from d2ft.config import who_set
-from d2ft.data import build_test_loader, build_train_loader, class_names
+from d2ft.data import (
+    build_test_loader,
+    build_train_loader,
+    class_names,
+    epoch_samples,
+    training_records,
+)
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.phases import FreezePhases
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
-from d2ft.solver import build_optimizer
+from d2ft.solver import (
+    Phases,
+    build_lr_scheduler,
+    build_optimizer,
+    describe_parameters,
+    describe_schedule,
+    freeze,
+    resolve_schedule,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +78,20 @@ class FinetuneTrainer(DefaultTrainer):
         """
         cfg = resolve_cfg(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
+        records = training_records(cfg)
+        samples = epoch_samples(cfg, records)
+        cfg = resolve_schedule(cfg, samples)
+        images = len({record["file_name"] for record in records})
+        self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
         if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
             setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
         self.seed: int = cfg.SEED
         # New heads start from the same values in every run with this seed.
         seed_generators(self.seed)
         super().__init__(cfg)
+        logger.info("What learns:\n%s", describe_parameters(self.model, self.optimizer))
+        table = tabulate(self._preflight["schedule"].items(), tablefmt="plain")
+        logger.info("Schedule:\n%s", table)
 
     def build_hooks(self) -> list[HookBase]:
         """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
@@ -79,11 +103,20 @@ class FinetuneTrainer(DefaultTrainer):
             report_dir=self.cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
         )
-        built = [StepSeed(), *(hook for hook in super().build_hooks() if hook is not None)]
+        built = [
+            *self._build_phases(),
+            StepSeed(),
+            *(hook for hook in super().build_hooks() if hook is not None),
+        ]
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD
         return built
+
+    def _build_phases(self) -> list[HookBase]:
+        if not self.cfg.FINETUNE.PHASES:
+            return []
+        return [FreezePhases(Phases(self.cfg.FINETUNE.PHASES))]
 
     def train(self) -> dict[str, Any] | None:
         """
@@ -198,6 +231,25 @@ class FinetuneTrainer(DefaultTrainer):
             metadata=describe_run(cfg),
             **checkpointables,
         )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """Same as :meth:`DefaultTrainer.build_model`, with FINETUNE.FREEZE applied."""
+        model: torch.nn.Module = super().build_model(cfg)
+        if cfg.FINETUNE.FREEZE:
+            freeze(
+                model,
+                cfg.FINETUNE.FREEZE,
+                key=f"FINETUNE.FREEZE ({who_set(cfg, 'FINETUNE.FREEZE')})",
+            )
+        return model
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Call :func:`d2ft.solver.build_lr_scheduler`."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
