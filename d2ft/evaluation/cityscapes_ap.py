@@ -17,13 +17,12 @@ Areas and intersections are in pixels.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from d2ft.evaluation.masks import Array, mask_window
 from d2ft.labels import CITYSCAPES_INSTANCE_LABELS, CITYSCAPES_LABELS
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Not linspace: the official thresholds carry the drift of this sum, e.g. 0.6500000000000001.
 OVERLAPS: Array = np.arange(0.5, 1.0, 0.05)
@@ -223,13 +222,9 @@ def _count_overlaps(mask: Array, positions: Array, counts: Array) -> None:
     """Write into ``counts`` (U,) how many pixels of the mask lie on each value."""
     if mask.shape != positions.shape:
         raise ValueError(f"a mask of shape {mask.shape} in a frame of {positions.shape}")
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    window = (slice(top, bottom), slice(columns[0], columns[-1] + 1))
-    counts[:] = np.bincount(positions[window][mask[window]], minlength=len(counts))
+    window = mask_window(mask)
+    if window is not None:
+        counts[:] = np.bincount(positions[window][mask[window]], minlength=len(counts))
 
 
 def _best_of_each(groups: Array, scores: Array) -> Array:
