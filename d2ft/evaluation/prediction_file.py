@@ -38,7 +38,7 @@ class PredictionFile:
 
     Attributes:
         path: the file.
-        has_masks: every prediction has a mask.
+        has_masks: every prediction has a mask; else none has one.
     """
 
     def __init__(self, path: str | os.PathLike[str], dataset_name: str) -> None:
@@ -111,7 +111,7 @@ class PredictionFile:
     def _index(self) -> None:
         number_of_image = {image_id: n for n, image_id in enumerate(self._image_ids)}
         images, self._offsets, self._lengths = array("i"), array("q"), array("i")
-        with_mask = 0
+        self.has_masks = True
         for offset, length, entry in _entries(self._file, self.path):
             where = f"{self.path}: prediction {len(images) + 1}"
             if not isinstance(entry, dict) or "image_id" not in entry:
@@ -124,14 +124,14 @@ class PredictionFile:
                     if self._image_ids
                     else f"{where}: the dataset {self._dataset_name!r} has no images"
                 )
-            with_mask += "segmentation" in entry
+            has_mask = "segmentation" in entry
+            if not images:
+                self.has_masks = has_mask
+            elif has_mask != self.has_masks:
+                raise UserError(f"{where} has {'a' if has_mask else 'no'} mask, unlike the first")
             images.append(number)
             self._offsets.append(offset)
             self._lengths.append(length)
-            if with_mask not in (0, len(images)):
-                has, has_not = ("no", "have one") if with_mask else ("a", "have none")
-                raise UserError(f"{where} has {has} mask, while those before it {has_not}")
-        self.has_masks = with_mask == len(images)
         order = np.argsort(np.asarray(images), kind="stable")
         ends = np.cumsum(np.bincount(images, minlength=len(self._image_ids)))
         self._positions = dict(
@@ -159,9 +159,11 @@ class PredictionFile:
                 raise ValueError(f"has a mask that {error}") from error
         elif "bbox" not in entry:
             raise ValueError("has neither bbox nor segmentation")
-        box = entry["bbox"] if "bbox" in entry else mask_util.toBbox(result["segmentation"])
-        result["bbox"] = box = list(box)
-        if len(box) != 4 or not all(map(_is_finite, box)) or min(box[2:]) < 0:
+        box = entry.get("bbox")
+        if "bbox" not in entry:
+            box = mask_util.toBbox(result["segmentation"]).tolist()
+        result["bbox"] = box
+        if not _is_box(box):
             raise ValueError(
                 f"has the bbox {box!r}; expected [x, y, width, height], finite, sizes from 0 on"
             )
@@ -171,6 +173,11 @@ class PredictionFile:
 def _look_up(table: dict[Any, int], key: Any) -> int | None:
     """Return what ``table`` has for a JSON value; 1.0 and true are no ids."""
     return table.get(key) if type(key) in (int, str) else None
+
+
+def _is_box(value: Any) -> bool:
+    is_four = isinstance(value, list) and len(value) == 4
+    return is_four and all(map(_is_finite, value)) and min(value[2:]) >= 0
 
 
 def _is_finite(value: Any) -> bool:
