@@ -74,7 +74,7 @@ def encode_mask(mask: Array) -> RunLengths:
 
 def decode_mask(rle: RunLengths) -> torch.Tensor:
     """Return the (H, W) bool tensor of a sound run-length code."""
-    return torch.from_numpy(mask_util.decode(rle)).bool()
+    return torch.from_numpy(mask_util.decode(rle)).view(torch.bool)
 
 
 def check_rle(rle: Any, size: tuple[int, int]) -> RunLengths:
