@@ -35,6 +35,7 @@ FREE_OF_DETECTRON2 = [
 FREE_OF_DETECTRON2 += [
     f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
 ]
+FREE_OF_DETECTRON2 += [f"evaluation/{name}.py" for name in ("cityscapes_ap", "masks")]
 FREE_OF_DETECTRON2 += [
     str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "data/synthetic").glob("*.py"))
 ]

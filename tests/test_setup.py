@@ -39,6 +39,8 @@ def _name(requirement):
 
 def _third_party_imports(folder):
     own = {"d2ft", "tests", "detectron2", "pip"}
+    # A script finds those beside it.
+    own |= {path.stem for path in (ROOT / folder).glob("*.py")}
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []

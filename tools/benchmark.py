@@ -3,6 +3,7 @@
 Measure d2ft against the stock way, both in one run and on the same data.
 
     python tools/benchmark.py loader            # reading a dataset, and the training loader
+    python tools/benchmark.py evaluators        # evaluating predictions
     python tools/benchmark.py loader --quick    # a minute at most, for a look
     python tools/benchmark.py loader --real     # on ../shared/data instead of generated frames
 
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmark_evaluators import benchmark_evaluators
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -184,7 +186,15 @@ def _assert_equal_batches(ours: list[Any], stock: list[Any]) -> None:
             assert torch.equal(ours_gt.gt_classes, stock_gt.gt_classes)
 
 
-TASKS: dict[str, Callable[..., Iterator[Comparison]]] = {"loader": benchmark_loader}
+def evaluators(root: Path, *, quick: bool) -> Iterator[Comparison]:
+    """Compare evaluators."""
+    return itertools.starmap(Comparison, benchmark_evaluators(root, quick=quick))
+
+
+TASKS: dict[str, Callable[..., Iterator[Comparison]]] = {
+    "loader": benchmark_loader,
+    "evaluators": evaluators,
+}
 
 
 def _describe(comparison: Comparison) -> list[str]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
@@ -33,6 +32,7 @@ from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
+from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
@@ -270,8 +270,9 @@ class FinetuneTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Call :func:`d2ft.evaluation.build_evaluator`."""
-        return build_evaluator(cfg, dataset_name)
+        """Return the dataset's own evaluator, and one that keeps the predictions in OUTPUT_DIR."""
+        writer = PredictionWriter(dataset_name, predictions_file(cfg.OUTPUT_DIR, dataset_name))
+        return DatasetEvaluators([writer, build_evaluator(cfg, dataset_name)])
 
     @classmethod
     def test(
@@ -281,9 +282,10 @@ class FinetuneTrainer(DefaultTrainer):
         evaluators: list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
         """
-        Same as :meth:`DefaultTrainer.test`, but OUTPUT_DIR gets the results as well.
+        Same as :meth:`DefaultTrainer.test`, but OUTPUT_DIR gets results and predictions as well.
 
-        In ``results.json`` a metric that could not be computed is null.
+        In ``results.json`` a metric that could not be computed is null. The predictions on each
+        test set are in ``predictions/<dataset>.json``.
 
         Returns:
             task -> metric -> percent; with several test sets dataset -> task -> metric. On
@@ -296,7 +298,7 @@ class FinetuneTrainer(DefaultTrainer):
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             with atomic_write(path) as file:
-                json.dump(_without_nan(results), file, indent=2, allow_nan=False)
+                file.write(results_json(results))
         return results
 
     @classmethod
@@ -327,10 +329,3 @@ class FinetuneTrainer(DefaultTrainer):
         if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
             verify_results(cfg, results)
         return results
-
-
-def _without_nan(results: Any) -> Any:
-    # JSON has no NaN, which stands for a metric that could not be computed.
-    if isinstance(results, dict):
-        return {key: _without_nan(value) for key, value in results.items()}
-    return None if isinstance(results, float) and math.isnan(results) else results

@@ -1,24 +1,26 @@
-"""The official Cityscapes instance metric, computed by cityscapesscripts itself."""
+"""The official Cityscapes instance metric as an evaluator."""
 
-import itertools
 import logging
-import tempfile
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
 from d2ft.errors import UserError
-from d2ft.host import cityscapesscripts_bridge
+from d2ft.evaluation.cityscapes_ap import (
+    MatchTable,
+    average_precisions,
+    index_instances,
+    join_tables,
+    match_frame,
+    summarize,
+)
 from d2ft.labels import CITYSCAPES_INSTANCE_LABELS
 
 logger = logging.getLogger(__name__)
@@ -48,10 +50,10 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
     """
     Official instance AP and AP50 of Cityscapes, in total and per class.
 
-    Each process keeps its predictions as run-length codes; the main process writes all of them in
-    the format of the evaluation server to a temporary folder and runs
-    ``evalInstanceLevelSemanticLabeling`` of cityscapesscripts. A frame without predictions counts
-    as empty.
+    Each frame is compared with its ground truth as soon as it is predicted. What is kept of it
+    are counts of pixels, some kilobytes, and no masks. A frame without predictions counts as
+    empty, and so does one that no process has seen. The average is over the official eight
+    classes, also for a dataset with some of them.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -62,93 +64,91 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
             UserError: as :func:`require_official_classes`.
         """
         self._classes = require_official_classes(dataset_name)
+        self._label_ids = [_LABEL_ID_OF_NAME[name] for name in self._classes]
         self._dataset_name = dataset_name
+        self._files = {
+            record["image_id"]: record["instance_file_name"]
+            for record in DatasetCatalog.get(dataset_name)
+        }
         self.reset()
 
     def reset(self) -> None:
         """Forget all predictions."""
-        self._predictions: list[dict[str, Any]] = []
+        self._tables: dict[Any, MatchTable] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the predicted masks, classes and scores of a batch."""
+        """
+        Compare the predictions of a batch with the ground truth.
+
+        Raises:
+            UserError: if an image does not belong to the dataset or comes a second time, a score
+                is not finite, or the masks have another size than the ground truth.
+        """
         for sample, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            self._predictions.extend(instances_to_coco_json(instances, sample["image_id"]))
+            image_id = sample["image_id"]
+            if image_id not in self._files:
+                raise UserError(
+                    f"the image {image_id!r} was predicted, but {self._dataset_name!r} has no such "
+                    f"image; its ids are like {next(iter(self._files), None)!r}"
+                )
+            if image_id in self._tables:
+                raise UserError(f"the image {image_id!r} was predicted twice")
+            self._tables[image_id] = self._match(image_id, output["instances"].to("cpu"))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return ``{"segm": {"AP", "AP50", "AP-<class>", "AP50-<class>"}}`` in percent."""
-        gathered = comm.gather(self._predictions, dst=0)
+        joined = join_tables(list(self._tables.values())) if self._tables else None
+        gathered = comm.gather((list(self._tables), joined))
         if not comm.is_main_process():
             return {}
-        by_image: dict[str, list[dict[str, Any]]] = {}
-        for prediction in itertools.chain.from_iterable(gathered):
-            by_image.setdefault(prediction["image_id"], []).append(prediction)
-        records = DatasetCatalog.get(self._dataset_name)
-        with tempfile.TemporaryDirectory(prefix="d2ft_cityscapes_") as temporary:
-            # The official code compares paths as text, so no link may be in them.
-            folder = Path(temporary).resolve()
-            lists = [
-                self._write_predictions(folder, number, by_image.get(record["image_id"], []))
-                for number, record in enumerate(
-                    tqdm(records, desc="Writing predictions", unit="frame")
-                )
-            ]
-            averages = _official_averages(lists, records, folder)
-        results = self._results(averages)
+        seen = [image_id for image_ids, _ in gathered for image_id in image_ids]
+        if len(seen) != len(set(seen)):
+            twice = next(image_id for image_id in seen if seen.count(image_id) > 1)
+            raise UserError(f"the image {twice!r} was predicted by two processes")
+        tables = [table for _, table in gathered if table is not None]
+        tables += self._empty_tables(set(self._files) - set(seen))
+        if not tables:
+            raise UserError(f"the dataset {self._dataset_name!r} has no images to evaluate")
+        official = summarize(average_precisions(join_tables(tables)))
+        results = {"AP": official["AP"], "AP50": official["AP50"]}
+        for metric in ("AP", "AP50"):
+            results |= {f"{metric}-{n}": official[f"{metric}-{n}"] for n in self._classes}
         rows = [(name, results[f"AP-{name}"], results[f"AP50-{name}"]) for name in self._classes]
         rows.append(("average", results["AP"], results["AP50"]))
         table = tabulate(rows, headers=("class", "AP", "AP50"), floatfmt=".3f")
         logger.info("Official Cityscapes instance AP in percent:\n%s", table)
         return {"segm": results}
 
-    def _write_predictions(
-        self, folder: Path, frame: int, predictions: list[dict[str, Any]]
-    ) -> Path:
-        """Write masks and the list that names them: ``<mask file> <label id> <score>`` a line."""
-        lines = []
-        for number, prediction in enumerate(predictions):
-            # Numbers, not names: a space in a name would break the line.
-            file = f"{frame}_{number}.png"
-            mask = mask_util.decode(prediction["segmentation"])
-            Image.fromarray(mask * np.uint8(255)).save(folder / file)
-            label_id = _LABEL_ID_OF_NAME[self._classes[prediction["category_id"]]]
-            lines.append(f"{file} {label_id} {prediction['score']}\n")
-        path = folder / f"{frame}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
-        return path
+    def _empty_tables(self, image_ids: set[Any]) -> list[MatchTable]:
+        if not image_ids:
+            return []
+        logger.warning("%d frames were not predicted and count as empty", len(image_ids))
+        return [
+            self._match(image_id, None)
+            for image_id in tqdm(sorted(image_ids), desc="Reading missing frames", unit="frame")
+        ]
 
-    def _results(self, averages: dict[str, Any]) -> dict[str, float]:
-        results = OrderedDict(
-            AP=averages["allAp"] * 100,
-            AP50=averages["allAp50%"] * 100,
+    def _match(self, image_id: Any, instances: Instances | None) -> MatchTable:
+        path = self._files[image_id]
+        try:
+            with Image.open(path) as image:
+                index = index_instances(np.asarray(image))
+        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            raise UserError(f"the instance image {path} is broken: {error}") from error
+        if instances is None or not len(instances):
+            return match_frame(index, (), (), ())
+        if not instances.scores.isfinite().all():
+            raise UserError(
+                f"a prediction for the image {image_id!r} has a score that is not finite"
+            )
+        if instances.image_size != index.positions.shape:
+            raise UserError(
+                f"the predictions for the image {image_id!r} have the size {instances.image_size}, "
+                f"and its ground truth {index.positions.shape} in {path}"
+            )
+        return match_frame(
+            index,
+            (mask.bool().numpy() for mask in instances.pred_masks),
+            [self._label_ids[category] for category in instances.pred_classes.tolist()],
+            instances.scores.tolist(),
         )
-        for name in self._classes:
-            results[f"AP-{name}"] = averages["classes"][name]["ap"] * 100
-        for name in self._classes:
-            results[f"AP50-{name}"] = averages["classes"][name]["ap50%"] * 100
-        return OrderedDict((key, float(value)) for key, value in results.items())
-
-
-def _official_averages(
-    predictions: list[Path], records: list[dict[str, Any]], folder: Path
-) -> dict[str, Any]:
-    import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as official
-
-    ground_truth = [record["instance_file_name"] for record in records]
-    args = official.args
-    before = dict(vars(args))
-    args.predictionPath = str(folder)
-    args.gtInstancesFile = str(folder / "gtInstances.json")
-    args.JSONOutput = False
-    args.quiet = True
-    logger.info("Computing the official Cityscapes instance AP of %d frames ...", len(records))
-    try:
-        with cityscapesscripts_bridge():
-            result = official.evaluateImgLists(list(map(str, predictions)), ground_truth, args)
-    except SystemExit as error:
-        # Its printError says on standard output what was wrong and exits the process.
-        raise RuntimeError("cityscapesscripts refused the predictions, see above") from error
-    finally:
-        vars(args).clear()
-        vars(args).update(before)
-    return dict(result["averages"])

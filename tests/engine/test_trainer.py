@@ -13,6 +13,8 @@ from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_instances
 from d2ft.engine import FinetuneTrainer, resolve_cfg
 from d2ft.errors import UserError
+from d2ft.evaluation.offline import evaluate_predictions
+from d2ft.evaluation.predictions import predictions_file, results_json
 from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES, COCO_CLASSES
 from tests.factories import PROJECT, SHORT_RUN, TINY_MODEL
 
@@ -72,6 +74,25 @@ def test_a_run_leaves_the_files_that_others_read(trained):
     assert checked["datasets"]["cityscapes_instance_train"]["images"] == 4
     report = json.loads((run / "load_report.json").read_text())
     assert report["counts"]["skipped"] == 6
+
+
+def test_the_kept_predictions_have_the_numbers_of_the_run(trained, short_cfg):
+    run = trained[1]
+    cfg = load_cfg(run / "config.yaml")
+    path = predictions_file(run, "cityscapes_instance_val")
+    assert len(json.loads(path.read_text())) > 0
+    results = evaluate_predictions(cfg, "cityscapes_instance_val", path)
+    assert results_json(results) == (run / "results.json").read_text()
+
+
+def test_each_of_several_test_sets_keeps_its_predictions(short_cfg, run):
+    short_cfg.MODEL.WEIGHTS = str(run / "model_final.pth")
+    short_cfg.DATASETS.TEST = ("cityscapes_instance_val", "cityscapes_instance_train")
+    results = FinetuneTrainer.evaluate(short_cfg)
+    for name in short_cfg.DATASETS.TEST:
+        path = predictions_file(run / "inference", name)
+        offline = results_json(evaluate_predictions(short_cfg, name, path))
+        assert offline == results_json(results[name])
 
 
 def test_the_written_config_trains_the_same_run_again(short_cfg, tmp_path):

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +8,7 @@ from PIL import Image
 from d2ft.data import register_cityscapes_instances, register_instances
 from d2ft.errors import UserError
 from d2ft.evaluation import CityscapesInstanceEvaluator
+from d2ft.evaluation.masks import RleMasks, encode_mask
 from d2ft.labels import CITYSCAPES_INSTANCE_CLASSES
 
 # Large enough that instances pass the 100 pixels below which the official metric ignores them.
@@ -46,18 +44,25 @@ def _perfect(record):
     return [(a["category_id"], 0.9, ids == value) for a, value in zip(single, values, strict=True)]
 
 
+def _instances(predictions):
+    instances = Instances((HEIGHT, WIDTH))
+    instances.pred_boxes = Boxes(torch.zeros(len(predictions), 4))
+    instances.pred_classes = torch.tensor([p[0] for p in predictions], dtype=torch.int64)
+    instances.scores = torch.tensor([p[1] for p in predictions])
+    masks = np.array([p[2] for p in predictions], dtype=bool).reshape(-1, HEIGHT, WIDTH)
+    instances.pred_masks = torch.from_numpy(masks)
+    return instances
+
+
+def _process(evaluator, record, predictions):
+    evaluator.process([{"image_id": record["image_id"]}], [{"instances": _instances(predictions)}])
+
+
 def _evaluate(dataset, predictions_of):
     evaluator = CityscapesInstanceEvaluator(dataset)
     evaluator.reset()
     for record in DatasetCatalog.get(dataset):
-        predictions = predictions_of(record)
-        instances = Instances((HEIGHT, WIDTH))
-        instances.pred_boxes = Boxes(torch.zeros(len(predictions), 4))
-        instances.pred_classes = torch.tensor([p[0] for p in predictions], dtype=torch.int64)
-        instances.scores = torch.tensor([p[1] for p in predictions])
-        masks = np.array([p[2] for p in predictions], dtype=bool).reshape(-1, HEIGHT, WIDTH)
-        instances.pred_masks = torch.from_numpy(masks)
-        evaluator.process([{"image_id": record["image_id"]}], [{"instances": instances}])
+        _process(evaluator, record, predictions_of(record))
     return evaluator.evaluate()["segm"]
 
 
@@ -114,17 +119,62 @@ def test_a_mask_over_half_of_the_object_counts_up_to_its_overlap(dataset):
     assert results["AP-car"] == pytest.approx(40.0)
 
 
-def test_nothing_is_left_behind(dataset, tmp_path, monkeypatch):
-    import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as official
+def test_a_frame_that_was_not_predicted_counts_as_empty(dataset):
+    everything = _evaluate(dataset, _perfect)
+    without_a_bus = _evaluate(
+        dataset, lambda record: _perfect(record) if "000000" in record["image_id"] else []
+    )
+    evaluator = CityscapesInstanceEvaluator(dataset)
+    record = DatasetCatalog.get(dataset)[0]
+    _process(evaluator, record, _perfect(record))
+    assert evaluator.evaluate()["segm"] == pytest.approx(without_a_bus, nan_ok=True, abs=0)
+    assert without_a_bus["AP-bus"] == 0.0 < everything["AP-bus"]
 
-    monkeypatch.chdir(tmp_path)
-    before, arguments = sorted(os.listdir()), dict(vars(official.args))
-    numpy_names = set(dir(np))
-    _evaluate(dataset, _perfect)
-    assert sorted(os.listdir()) == before
-    assert Path.cwd() == tmp_path
-    assert vars(official.args) == arguments
-    assert set(dir(np)) == numpy_names
+
+def test_masks_kept_as_run_lengths_have_the_same_numbers(dataset):
+    evaluator = CityscapesInstanceEvaluator(dataset)
+    for record in DatasetCatalog.get(dataset):
+        instances = _instances(_perfect(record))
+        instances.pred_masks = RleMasks([encode_mask(m.numpy()) for m in instances.pred_masks])
+        evaluator.process([record], [{"instances": instances}])
+    expected = _evaluate(dataset, _perfect)
+    assert evaluator.evaluate()["segm"] == pytest.approx(expected, nan_ok=True, abs=0)
+
+
+def test_an_image_of_another_dataset_is_refused(dataset):
+    evaluator = CityscapesInstanceEvaluator(dataset)
+    with pytest.raises(UserError, match="'rome' was predicted, but 'two_frames' has no such image"):
+        _process(evaluator, {"image_id": "rome"}, [])
+
+
+def test_an_image_that_comes_twice_is_refused(dataset):
+    evaluator = CityscapesInstanceEvaluator(dataset)
+    record = DatasetCatalog.get(dataset)[0]
+    _process(evaluator, record, [])
+    with pytest.raises(UserError, match="'town_000000_000019' was predicted twice"):
+        _process(evaluator, record, [])
+    evaluator.reset()
+    _process(evaluator, record, [])
+
+
+def test_masks_of_another_size_and_scores_that_are_no_numbers_are_refused(dataset):
+    evaluator = CityscapesInstanceEvaluator(dataset)
+    record = DatasetCatalog.get(dataset)[0]
+    half = Instances((60, 120))
+    half.pred_masks = torch.zeros(1, 60, 120, dtype=torch.bool)
+    half.scores, half.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"size \(60, 120\), and its ground truth \(120, 240\)"):
+        evaluator.process([record], [{"instances": half}])
+    with pytest.raises(UserError, match="has a score that is not finite"):
+        _process(evaluator, record, [(0, float("nan"), np.ones((HEIGHT, WIDTH), bool))])
+
+
+def test_ground_truth_with_an_unknown_label_is_refused(dataset):
+    record = DatasetCatalog.get(dataset)[0]
+    ids = np.full((HEIGHT, WIDTH), 35, np.uint16)
+    Image.fromarray(ids).save(record["instance_file_name"])
+    with pytest.raises(UserError, match="is broken: the value 35 belongs to no label"):
+        _process(CityscapesInstanceEvaluator(dataset), record, [])
 
 
 def test_a_class_that_the_metric_does_not_know_is_refused():
