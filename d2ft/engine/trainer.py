@@ -19,13 +19,21 @@ from d2ft.checkpoint.checkpointer import FinetuneCheckpointer
 from d2ft.checkpoint.describe import describe_run
 from d2ft.checkpoint.weights import build_head_init
 from d2ft.config import who_set
-from d2ft.data import build_test_loader, build_train_loader, class_names
+from d2ft.data import (
+    build_test_loader,
+    build_train_loader,
+    class_names,
+    register_derived_datasets,
+)
+from d2ft.data.bad_images import BadImages
+from d2ft.data.derived import describe_derived, is_partially_labelled
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.files import atomic_write
+from d2ft.layers.partial_labels import mask_unlabelled_classes
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import build_optimizer
 
@@ -61,6 +69,7 @@ class FinetuneTrainer(DefaultTrainer):
             UserError: for what the checks before a run find.
         """
         cfg = resolve_cfg(cfg)
+        register_derived_datasets(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
             setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
@@ -110,6 +119,9 @@ class FinetuneTrainer(DefaultTrainer):
                 "not continue the data order of the stopped one"
             )
         super().train()
+        bad_images = BadImages.of(self.cfg)
+        if bad_images and comm.is_main_process():
+            bad_images.log_all()
         return getattr(self, "_last_eval_results", None)
 
     def _finish_complete_run(self) -> dict[str, Any] | None:
@@ -139,6 +151,10 @@ class FinetuneTrainer(DefaultTrainer):
             file.write(cfg.dump())
         with atomic_write(output_dir / "preflight.json") as file:
             json.dump(self._preflight, file, indent=2)
+        derived = describe_derived(cfg)
+        if derived:
+            with atomic_write(output_dir / "derived_datasets.json") as file:
+                json.dump(derived, file, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return DefaultTrainer's state and what the order of the data depends on."""
@@ -198,6 +214,23 @@ class FinetuneTrainer(DefaultTrainer):
             metadata=describe_run(cfg),
             **checkpointables,
         )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """
+        Same as :meth:`DefaultTrainer.build_model`, but made for a union of different class lists.
+
+        Raises:
+            UserError: if there is one and the model has no classifier that can learn from it.
+        """
+        model = super().build_model(cfg)
+        union = next(filter(is_partially_labelled, cfg.DATASETS.TRAIN), None)
+        if union and not mask_unlabelled_classes(model):
+            raise UserError(
+                f"DATASETS.TRAIN: {union!r} joins sets of different classes, from which only models "
+                f"of Detectron2's Fast R-CNN heads learn; {cfg.MODEL.META_ARCHITECTURE} has none"
+            )
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
