@@ -45,6 +45,7 @@ _WHOLE_NUMBERS = {
     "TEST.EVAL_PERIOD": 0,
     "LOG_PERIOD": 1,
     "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.MAX_BAD_IMAGES": 0,
 }
 
 # INPUT.FORMAT -> channels of an image. Other modes of Pillow are possible and not judged.

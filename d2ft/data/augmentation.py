@@ -12,18 +12,23 @@ They are applied in this order, to the image, its boxes, masks and keypoints ali
 
 import difflib
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from d2ft.config import get_value, who_set
 from d2ft.data.albumentations_bridge import (
     ALBUMENTATIONS,
     build_albumentations,
     find_albumentations,
 )
 from d2ft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Those that a YAML value cannot describe, or that need labels which d2ft's mapper does not give.
 _LEFT_OUT = (
@@ -45,6 +50,15 @@ _KEEP_EXTENT = (
     T.RandomResize,
     T.RandomBrightness,
     T.RandomContrast,
+)
+
+
+# Keys of Detectron2 that only its own list of augmentations reads.
+_REPLACED = (
+    "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.RANDOM_FLIP",
 )
 
 
@@ -76,6 +90,29 @@ def build_augmentations(entries: Sequence[Any], image_format: str) -> list[T.Aug
         _build(entry, f"INPUT.AUGMENTATIONS[{index}]", image_format)
         for index, entry in enumerate(entries)
     ]
+
+
+def check_augmentations(cfg: CfgNode) -> None:
+    """
+    Build the augmentations of a config once, and say which keys they replace.
+
+    Raises:
+        UserError: as :func:`build_augmentations`, or if INPUT.CROP asks for a crop as well.
+    """
+    if not cfg.INPUT.AUGMENTATIONS:
+        return
+    build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.INPUT.FORMAT)
+    if cfg.INPUT.CROP.ENABLED:
+        raise UserError(
+            f"INPUT.CROP.ENABLED ({who_set(cfg, 'INPUT.CROP.ENABLED')}) has no effect beside "
+            f"INPUT.AUGMENTATIONS ({who_set(cfg, 'INPUT.AUGMENTATIONS')}): add "
+            f'["RandomCrop", {{crop_type: {cfg.INPUT.CROP.TYPE}, crop_size: '
+            f"{list(cfg.INPUT.CROP.SIZE)}}}] to them, and set it to False"
+        )
+    replaced = [key for key in _REPLACED if who_set(cfg, key) != "default"]
+    if replaced:
+        described = ", ".join(f"{key} {get_value(cfg, key)}" for key in replaced)
+        logger.info("INPUT.AUGMENTATIONS takes the place of %s", described)
 
 
 def augmentation_names() -> list[str]:

@@ -129,6 +129,6 @@ def _require_class(name: str, classes: Sequence[str], action: str) -> None:
     if name in classes:
         return
     near = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f": did you mean {near[0]!r}?" if near else "."
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    raise UserError(f"class {name!r} cannot be {action}{hint}. The classes are: {shown}")
+    raise UserError(f"class {name!r} cannot be {action}{hint} The classes are: {shown}")
