@@ -72,8 +72,8 @@ class BadImages:
         problems = self.problems()
         if problems:
             logger.warning(
-                "%d bad images were left out of training (%s):\n  %s",
-                len(problems),
+                "Left out of training for being bad (%s), %d in all:\n  %s",
                 self.path,
+                len(problems),
                 "\n  ".join(problems.values()),
             )

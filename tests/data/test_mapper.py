@@ -184,7 +184,7 @@ def test_the_list_of_bad_images_is_logged(ten_images, caplog):
     _batches(cfg, 10)
     with caplog.at_level("WARNING", logger="d2ft"):
         BadImages.of(cfg).log_all()
-    assert "2 bad images were left out of training" in caplog.text
+    assert "Left out of training for being bad" in caplog.text
     assert "7.png cannot be read" in caplog.text
 
 

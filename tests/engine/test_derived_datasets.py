@@ -101,5 +101,5 @@ def test_a_bad_image_in_a_run_is_listed_at_its_end(
     bad.write_bytes(b"")
     with caplog.at_level("WARNING", logger="d2ft"):
         trainer.train()
-    assert "1 bad images were left out of training" in caplog.text
+    assert "Left out of training for being bad" in caplog.text
     assert str(bad) in caplog.text
