@@ -209,6 +209,7 @@ def test_values_are_read_as_in_detectron2():
     opts = ["SOLVER.BASE_LR", "0.5", "INPUT.MIN_SIZE_TRAIN", "(3,)", "MODEL.WEIGHTS", "''"]
     cfg.merge_from_list(opts)
     ours = load_cfg("a.yaml", opts)
+    del ours.INPUT["AUGMENTATIONS"]  # of d2ft alone
     assert {key: ours[key] for key in ("MODEL", "INPUT", "TEST", "OUTPUT_DIR")} == {
         key: cfg[key] for key in ("MODEL", "INPUT", "TEST", "OUTPUT_DIR")
     }
