@@ -41,6 +41,10 @@ EXTRAS_REQUIRE = {
         "packaging",  # version checks
         "setuptools<81",  # pkg_resources for the model zoo: deprecated, gone from setuptools 82
     ],
+    "augmentation": [
+        "albumentations==2.0.8",  # further augmentations; later versions are under another licence
+        "shapely",  # cuts polygons off at the edge of a crop
+    ],
     "safetensors": ["safetensors"],  # reads weights in that format
     "dev": [
         "safetensors",  # its files are among those that the tests read

@@ -90,6 +90,22 @@ def _add_learning_keys(cfg: CfgNode) -> None:
     # Name or pattern as in FREEZE -> factor on the learning rate; the last that fits counts.
     cfg.FINETUNE.LR_FACTORS = CfgNode(new_allowed=True)
 
+    _add_data_shape_keys(cfg)
+
+
+def _add_data_shape_keys(cfg: CfgNode) -> None:
+    # Datasets made of others: name -> what d2ft/data/derived.py lists, as
+    # "my_train: {FROM: [a, b], CLASSES: [cat, dog], FRACTION: 0.1, SEED: 0, REPEAT: 8}".
+    cfg.DATASETS.DERIVED = CfgNode(new_allowed=True)
+    # Augmentations of training in place of Detectron2's resize, crop and flip; empty keeps those.
+    # Each is the name of a class in detectron2.data.transforms, or of an albumentations transform
+    # with "albumentations." before it, or a list of that and a mapping of its arguments:
+    # ["RandomFlip", ["RandomBrightness", {intensity_min: 0.9, intensity_max: 1.1}]].
+    cfg.INPUT.AUGMENTATIONS = []
+    # Training images that may be unreadable, or of another size than annotated, over a run. They
+    # are replaced by others and listed at the end; one more, or any with 0, is an error.
+    cfg.DATALOADER.MAX_BAD_IMAGES = 0
+
 
 def get_cfg() -> CfgNode:
     """Return a copy of Detectron2's default config with the keys of d2ft."""

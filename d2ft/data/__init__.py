@@ -10,6 +10,7 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
+from d2ft.data.derived import register_derived_datasets  # noqa: E402
 from d2ft.data.loader import (  # noqa: E402
     build_test_loader,
     build_train_loader,
@@ -25,6 +26,7 @@ __all__ = [
     "load_cityscapes_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
+    "register_derived_datasets",
     "register_instances",
     "training_records",
 ]

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -22,6 +21,8 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from d2ft.data.bad_images import BadImages
+from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.stream import SampleStream
 from d2ft.errors import UserError
 
@@ -69,19 +70,20 @@ def build_train_loader(
     Args:
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (over all processes), SEED and all of DATALOADER
             are read.
-        mapper: dataset dict -> sample; by default ``DatasetMapper(cfg, is_train=True)``.
+        mapper: dataset dict -> sample; by default ``FinetuneDatasetMapper(cfg, is_train=True)``.
     """
     records = training_records(cfg)
     world_size = comm.get_world_size()
     stream = SampleStream(
         DatasetFromList(records, copy=False),
-        mapper or DatasetMapper(cfg, is_train=True),
+        mapper or FinetuneDatasetMapper(cfg, is_train=True),
         _sampler_builder(cfg, records),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         groups=_aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         rank=comm.get_rank(),
         world_size=world_size,
+        bad_images=BadImages.of(cfg),
     )
     loader = build_detection_train_loader(
         stream,
@@ -102,7 +104,7 @@ def build_test_loader(
 ) -> "DataLoader[list[dict[str, Any]]]":
     """Same as ``detectron2.data.build_detection_test_loader``; one image a batch, in order."""
     return build_detection_test_loader(
-        cfg, dataset_name, mapper=mapper or DatasetMapper(cfg, is_train=False)
+        cfg, dataset_name, mapper=mapper or FinetuneDatasetMapper(cfg, is_train=False)
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
+from d2ft.data.bad_images import BadImageError, BadImages
 from d2ft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class SampleStream(IterableDataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         start_iter: int = 0,
+        bad_images: BadImages | None = None,
     ) -> None:
         """
         Describe the stream; nothing is read or shuffled here.
@@ -116,6 +118,8 @@ class SampleStream(IterableDataset[Any]):
             rank: of this process.
             world_size: number of processes.
             start_iter: first iteration that the stream gives.
+            bad_images: where images that the mapper cannot read are noted and replaced; if None,
+                one is an error.
         """
         super().__init__()
         self.dataset = dataset
@@ -128,6 +132,7 @@ class SampleStream(IterableDataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.start_iter = start_iter
+        self.bad_images = bad_images
 
     def batches(self) -> Iterator[tuple[int, list[int]]]:
         """Yield (number of the batch, sample indices) of this process from ``start_iter`` on."""
@@ -156,6 +161,11 @@ class SampleStream(IterableDataset[Any]):
             file_name = record.get("file_name", f"sample {index}")
             try:
                 sample = self.mapper(record)
+            except BadImageError as error:
+                if self.bad_images is None:
+                    raise
+                self.bad_images.add(file_name, str(error))
+                sample = None
             except (OSError, SyntaxError, ValueError) as error:
                 raise UserError(f"cannot load the training sample {file_name}: {error}") from error
             if sample is not None:

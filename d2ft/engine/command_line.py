@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
 from d2ft.config import load_cfg
-from d2ft.data import register_builtin_datasets
+from d2ft.data import register_builtin_datasets, register_derived_datasets
 from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg
 from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
@@ -67,6 +67,7 @@ def check_and_launch(
     setup_logger(name="d2ft")
     register()
     cfg = load_cfg(args.config_file, args.opts)
+    register_derived_datasets(cfg)
     num_processes = max(1, args.num_gpus)  # Detectron2 takes 0 for a single one too
     resolved = resolve_cfg(cfg)
     _check_devices(resolved, num_processes)
@@ -109,6 +110,7 @@ def _run_process(
     cfg: CfgNode, args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer]
 ) -> dict[str, Any] | None:
     register()
+    register_derived_datasets(cfg)
     # Here and not before the launch: all machines have to agree on a random seed.
     cfg = resolve_cfg(cfg)
     if args.eval_only:

@@ -24,8 +24,11 @@ from d2ft.data import (
     build_train_loader,
     class_names,
     epoch_samples,
+    register_derived_datasets,
     training_records,
 )
+from d2ft.data.bad_images import BadImages
+from d2ft.data.derived import describe_derived, is_partially_labelled
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.phases import FreezePhases
 from d2ft.engine.rng import StepSeed
@@ -34,6 +37,7 @@ from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
 from d2ft.files import atomic_write
+from d2ft.layers.partial_labels import mask_unlabelled_classes
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
     Phases,
@@ -77,6 +81,7 @@ class FinetuneTrainer(DefaultTrainer):
             UserError: for what the checks before a run find.
         """
         cfg = resolve_cfg(cfg)
+        register_derived_datasets(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg)
         samples = epoch_samples(cfg, records)
@@ -143,6 +148,9 @@ class FinetuneTrainer(DefaultTrainer):
                 "not continue the data order of the stopped one"
             )
         super().train()
+        bad_images = BadImages.of(self.cfg)
+        if bad_images and comm.is_main_process():
+            bad_images.log_all()
         return getattr(self, "_last_eval_results", None)
 
     def _finish_complete_run(self) -> dict[str, Any] | None:
@@ -172,6 +180,10 @@ class FinetuneTrainer(DefaultTrainer):
             file.write(cfg.dump())
         with atomic_write(output_dir / "preflight.json") as file:
             json.dump(self._preflight, file, indent=2)
+        derived = describe_derived(cfg)
+        if derived:
+            with atomic_write(output_dir / "derived_datasets.json") as file:
+                json.dump(derived, file, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return DefaultTrainer's state and what the order of the data depends on."""
@@ -234,13 +246,26 @@ class FinetuneTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """Same as :meth:`DefaultTrainer.build_model`, with FINETUNE.FREEZE applied."""
+        """
+        Same as :meth:`DefaultTrainer.build_model`, with FINETUNE.FREEZE applied.
+
+        Its classifier learns from a union of different class lists, if DATASETS.TRAIN has one.
+
+        Raises:
+            UserError: if a pattern of FREEZE means nothing, or no classifier can learn from it.
+        """
         model: torch.nn.Module = super().build_model(cfg)
         if cfg.FINETUNE.FREEZE:
             freeze(
                 model,
                 cfg.FINETUNE.FREEZE,
                 key=f"FINETUNE.FREEZE ({who_set(cfg, 'FINETUNE.FREEZE')})",
+            )
+        union = next(filter(is_partially_labelled, cfg.DATASETS.TRAIN), None)
+        if union and not mask_unlabelled_classes(model):
+            raise UserError(
+                f"DATASETS.TRAIN: {union!r} joins sets of different classes, from which only models "
+                f"of Detectron2's Fast R-CNN heads learn; {cfg.MODEL.META_ARCHITECTURE} has none"
             )
         return model
 

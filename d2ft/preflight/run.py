@@ -5,6 +5,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from d2ft.config import check_cfg
+from d2ft.data.augmentation import check_augmentations
 from d2ft.data.catalog import class_names
 from d2ft.host import find_host
 from d2ft.preflight.check_dataset import check_datasets
@@ -30,6 +31,8 @@ def check_config_and_data(
     """
     # An evaluation shares out no batch.
     check_cfg(cfg, 1 if eval_only else world_size)
+    if not eval_only:
+        check_augmentations(cfg)
     return {"host": str(find_host()), "datasets": check_datasets(cfg, eval_only=eval_only)}
 
 
