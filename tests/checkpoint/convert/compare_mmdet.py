@@ -33,12 +33,12 @@ BOX_TOLERANCE, SCORE_TOLERANCE, MASK_IOU = 0.01, 1e-4, 0.999
 
 # What the shapes of the recorded models follow.
 NARROW = [
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
-    "MODEL.FPN.OUT_CHANNELS", 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 2,
+    "MODEL.FPN.OUT_CHANNELS", 8,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,
     "MODEL.ROI_HEADS.NUM_CLASSES", 4,
     "MODEL.RETINANET.NUM_CLASSES", 4,
 ]  # fmt: skip
@@ -53,6 +53,10 @@ ARCHITECTURES = {
         "MODEL.FPN.IN_FEATURES", "('res3', 'res4', 'res5')",
     ],
 }  # fmt: skip
+
+# Of a Cascade: with Detectron2's own mean over the stages, against the masks of all three mask
+# heads. Of a RetinaNet: with boxes that are clipped after the suppression of overlaps.
+AS_IT_IS = ", as it is"
 
 
 class Difference(NamedTuple):
@@ -110,7 +114,46 @@ def detect(cfg: CfgNode, model: torch.nn.Module, record: Any) -> Instances:
     return model([{"image": inputs, "height": height, "width": width}])[0]["instances"]
 
 
-def measure(record: Any, found: Instances) -> Difference:
+def average_logits(model: torch.nn.Module) -> None:
+    """
+    Let a Cascade of Detectron2 score as MMDetection's: the softmax of the mean of the logits.
+
+    https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/roi_heads/cascade_roi_head.py
+    """
+    predictors = list(model.roi_heads.box_predictor)
+    logits: list[torch.Tensor] = []
+
+    # Detectron2 asks the stages in order, and divides the sum of their answers by their number.
+    def predict_probs(predictions: Any, proposals: list[Instances]) -> tuple[torch.Tensor, ...]:
+        logits.append(predictions[0])
+        mean = torch.stack(logits).mean(0)
+        is_last = len(logits) == len(predictors)
+        if is_last:
+            logits.clear()
+        scores = len(predictors) * mean.softmax(-1) if is_last else torch.zeros_like(mean)
+        return scores.split([len(proposal) for proposal in proposals])
+
+    for predictor in predictors:
+        predictor.predict_probs = predict_probs
+
+
+def clip_before_nms(model: torch.nn.Module) -> None:
+    """
+    Let Detectron2's RetinaNet clip boxes to the image before it suppresses overlaps, not after.
+
+    https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/models/dense_heads/base_dense_head.py
+    """
+    decode = model._decode_multi_level_predictions
+
+    def decode_and_clip(*args: Any) -> Instances:
+        found = decode(*args)
+        found.pred_boxes.clip(found.image_size)
+        return found[found.pred_boxes.nonempty()]
+
+    model._decode_multi_level_predictions = decode_and_clip
+
+
+def measure(record: Any, found: Instances, masks_key: str = "masks") -> Difference:
     """Pair each recorded detection with the nearest found one of its class, and compare them."""
     boxes, labels = found.pred_boxes.tensor.numpy(), found.pred_classes.numpy()
     distance = np.abs(record["boxes"][:, None] - boxes[None]).max(2)
@@ -123,7 +166,7 @@ def measure(record: Any, found: Instances) -> Difference:
     iou = None
     if found.has("pred_masks"):
         masks = found.pred_masks.numpy()
-        own = np.unpackbits(record["masks"], axis=-1, count=masks.shape[-1]).astype(bool)[is_pair]
+        own = np.unpackbits(record[masks_key], axis=-1, count=masks.shape[-1]).astype(bool)[is_pair]
         masks = masks[partners]
         union = (own | masks).sum((1, 2))
         iou = float(((own & masks).sum((1, 2))[union > 0] / union[union > 0]).min())
@@ -137,14 +180,27 @@ def measure(record: Any, found: Instances) -> Difference:
     )
 
 
-def compare(folder: Path, name: str) -> Difference:
-    """Compare the recorded detections of a model with those of its conversion."""
+def compare(folder: Path, name: str) -> dict[str, Difference]:
+    """
+    Compare the recorded detections of a model with those of its conversion.
+
+    Returns:
+        By what was compared. For a Cascade and a RetinaNet two: without what Detectron2 does
+        otherwise, which shows that the weights arrived, and as it is.
+    """
     with tempfile.TemporaryDirectory() as temporary, np.load(folder / f"{name}.npz") as record:
         weights = Path(temporary) / "epoch_1.pth"
         with lzma.open(folder / f"{name}.pth.xz") as file:
             weights.write_bytes(file.read())
         cfg, model = build_converted(weights, name)
-        return measure(record, detect(cfg, model, record))
+        found = {name: measure(record, detect(cfg, model, record))}
+        if name.startswith(("cascade", "retinanet")):
+            found = {f"{name}{AS_IT_IS}": found[name]}
+            is_cascade = name.startswith("cascade")
+            (average_logits if is_cascade else clip_before_nms)(model)
+            masks = "masks_of_last_head" if is_cascade else "masks"
+            found[name] = measure(record, detect(cfg, model, record), masks)
+        return found
 
 
 def main() -> None:
@@ -156,11 +212,13 @@ def main() -> None:
     records = sorted(args.folder.glob("*.npz"))
     if not records:
         sys.exit(f"{args.folder}: holds no records; record_mmdet.py beside this file makes them")
-    rows = {path.stem: compare(args.folder, path.stem) for path in records}
+    rows: dict[str, Difference] = {}
+    for path in records:
+        rows |= compare(args.folder, path.stem)
     print(tabulate([(name, *row) for name, row in rows.items()], ("model", *Difference._fields)))
     with np.load(records[0]) as record:
         print(f"recorded with {record['versions']}; compared with torch {torch.__version__}")
-    sys.exit(0 if all(row.is_within_tolerance for row in rows.values()) else 1)
+    sys.exit(0 if all(row.is_within_tolerance for name, row in rows.items() if AS_IT_IS not in name) else 1)
 
 
 if __name__ == "__main__":
