@@ -35,7 +35,11 @@ try:
     sys.modules |= {
         f"imgaug{name}": MagicMock()
         for name in (
-            "", ".augmenters", ".augmentables", ".augmentables.lines", ".augmentables.segmaps"
+            "",
+            ".augmenters",
+            ".augmentables",
+            ".augmentables.lines",
+            ".augmentables.segmaps",
         )
     }
     import mmcv
@@ -258,7 +262,9 @@ def randomise(model: torch.nn.Module, image: np.ndarray, *, is_caffe: bool) -> N
             tensor.copy_(tensor.bfloat16().float())
 
 
-def spread_outputs(model: torch.nn.Module, image: np.ndarray, layer: Any, mean: Any, std: Any) -> None:
+def spread_outputs(
+    model: torch.nn.Module, image: np.ndarray, layer: Any, mean: Any, std: Any
+) -> None:
     """Scale a layer so that each of its channels has this mean and deviation over an image."""
     outputs: list[torch.Tensor] = []
     hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
@@ -353,7 +359,9 @@ def main() -> None:
             for head in heads[:-1]:
                 head.load_state_dict(heads[-1].state_dict())
             detections["masks_of_last_head"] = detect(model, image)["masks"]
-        with lzma.open(args.folder / f"{name}.pth.xz", "wb", preset=6 if args.narrow else 0) as file:
+        with lzma.open(
+            args.folder / f"{name}.pth.xz", "wb", preset=6 if args.narrow else 0
+        ) as file:
             file.write(checkpoint)
         np.savez_compressed(
             args.folder / f"{name}.npz",
