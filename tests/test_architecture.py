@@ -31,7 +31,7 @@ FREE_OF_DETECTRON2 = [
     "checkpoint/head_remap.py",
 ]
 FREE_OF_DETECTRON2 += [
-    f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
+    f"checkpoint/convert/{name}.py" for name in ("imagenet", "key_table", "mmdet", "torchvision")
 ]
 FREE_OF_DETECTRON2 += [
     str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "data/synthetic").glob("*.py"))
