@@ -33,7 +33,7 @@ FREE_OF_DETECTRON2 = [
     "solver/schedule.py",
 ]
 FREE_OF_DETECTRON2 += [
-    f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
+    f"checkpoint/convert/{name}.py" for name in ("imagenet", "key_table", "mmdet", "torchvision")
 ]
 FREE_OF_DETECTRON2 += [f"evaluation/{name}.py" for name in ("cityscapes_ap", "masks")]
 FREE_OF_DETECTRON2 += [

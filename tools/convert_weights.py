@@ -30,10 +30,10 @@ def convert(source: str, target: Path) -> None:
         raise UserError(f"{target}: the name of the converted file has to end in .pth.")
     checkpoint = read_weights(source)
     required = required_config(checkpoint)
-    if not required:
+    if not required or checkpoint.get("matching_heuristics"):
         raise UserError(
-            f"{source}: its keys are not those of a torchvision or MMDetection detector. A file of "
-            "Detectron2 needs no conversion: give it as MODEL.WEIGHTS."
+            f"{source}: its keys are not those of a torchvision or MMDetection model. A file of "
+            "Detectron2 or Caffe2 needs no conversion: give it as MODEL.WEIGHTS."
         )
     description = checkpoint[METADATA_KEY]
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from d2ft.checkpoint.head_remap import (
     match_classes,
 )
 from d2ft.checkpoint.load_report import (
+    BOTTOM_UP,
     LoadReport,
     Shape,
     compare_shapes,
@@ -205,7 +206,8 @@ def build_load_report(
         file_shapes,
         source=source,
         sha256=sha256,
-        backbone_only=zoo.is_backbone_only(source),
+        backbone_only=zoo.is_backbone_only(source)
+        or all(name.startswith(BOTTOM_UP) for name in file_shapes),
         class_rows=class_rows,
         classes=classes,
     )

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
+from d2ft.checkpoint.convert.imagenet import (
+    convert_torchvision_backbone,
+    is_torchvision_backbone,
+    msra_required_config,
+)
 from d2ft.checkpoint.convert.key_table import ConvertedCheckpoint
 from d2ft.checkpoint.convert.mmdet import convert_mmdet, is_mmdet
 from d2ft.checkpoint.convert.torchvision import convert_torchvision, is_torchvision
@@ -30,6 +35,7 @@ class _Converter(NamedTuple):
 _CONVERTERS = (
     _Converter(is_torchvision, convert_torchvision),
     _Converter(is_mmdet, convert_mmdet),
+    _Converter(is_torchvision_backbone, convert_torchvision_backbone),
 )
 
 # Where the metadata of a converted checkpoint keeps what the weights need from the config.
@@ -53,7 +59,8 @@ def convert_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any
         source: the file or URL as the user gave it.
 
     Returns:
-        ``checkpoint`` itself if its keys are not those of another framework. Otherwise a new one
+        ``checkpoint`` itself if its keys are not those of another framework; a Caffe2 file, whose
+        names Detectron2 matches, with a description of what it needs. Otherwise a new one
         of the ``model`` and a description as our own files have it, with the class names and what
         :func:`check_required_config` compares. Nothing else of the file is kept.
 
@@ -64,7 +71,8 @@ def convert_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any
     known = (entry for entry in _CONVERTERS if entry.recognises(checkpoint["model"]))
     converter = next(known, None)
     if converter is None:
-        return checkpoint
+        required = msra_required_config(checkpoint["model"])
+        return {**checkpoint, METADATA_KEY: {_REQUIRED_KEY: required}} if required else checkpoint
     try:
         converted = converter.convert(checkpoint)
     except UserError as error:

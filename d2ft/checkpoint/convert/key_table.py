@@ -21,6 +21,22 @@ from d2ft.errors import UserError
 # tensor that Detectron2 has no use for.
 KeyTable = Mapping[str, str | None]
 
+# What images and backbone are in the two traditions of ImageNet ResNets: that of Caffe, Detectron
+# and MSRA, and that of torchvision.
+CAFFE_STYLE: dict[str, Any] = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
+PYTORCH_STYLE: dict[str, Any] = {
+    "INPUT.FORMAT": "RGB",
+    # torchvision's values for pixels of 0 to 1, times 255.
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+}
+
 _NORM = "(weight|bias|running_mean|running_var)"
 _BOTTOM_UP = "backbone.bottom_up"
 

@@ -4,10 +4,13 @@ Convert MMDetection's two-stage detectors and RetinaNet with a ResNet and FPN to
 For Mask R-CNN, Faster R-CNN, Cascade (Mask) R-CNN and RetinaNet of MMDetection 2.x and 3.x, whose
 names and class order are the same: background last, as in Detectron2.
 
-The rules are read off MMDetection's source and tested by names and rows only; outputs have NOT been
-compared yet. Known to differ in a Cascade, because Detectron2 has no place for it: MMDetection
-averages the logits of the three stages, Detectron2 their probabilities; and it averages the masks
-of three mask heads, of which Detectron2 has the last one.
+Compared on outputs with MMDetection 3.5 (``tests/checkpoint/convert/compare_mmdet.py``; the figures
+are in ``tools/README.md``). Not the same in Detectron2, and not of the weights:
+
+* A Cascade: MMDetection averages the logits of the three stages, Detectron2 their probabilities;
+  and it averages the masks of three mask heads, of which Detectron2 has the last one.
+* RetinaNet: MMDetection clips boxes to the image before it suppresses overlaps, Detectron2 after.
+* MMDetection bounds how far a box may shrink in one step, by 62.5 times; Detectron2 does not.
 
 Sources:
     https://github.com/open-mmlab/mmdetection/tree/v3.3.0/configs/_base_/models
@@ -22,6 +25,8 @@ from typing import Any
 import torch
 
 from d2ft.checkpoint.convert.key_table import (
+    CAFFE_STYLE,
+    PYTORCH_STYLE,
     ConvertedCheckpoint,
     order_anchors_by_size,
     rename_keys,
@@ -83,19 +88,6 @@ _RETINANET = _RESNET | rename_layers(
     }
 )
 
-# What every config of a style says, for files that do not carry theirs.
-_CAFFE_STYLE: dict[str, Any] = {
-    "INPUT.FORMAT": "BGR",
-    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-    "MODEL.RESNETS.STRIDE_IN_1X1": True,
-}
-_PYTORCH_STYLE: dict[str, Any] = {
-    "INPUT.FORMAT": "RGB",
-    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
-}
 _REQUIRED: dict[str, Any] = {
     "MODEL.ANCHOR_GENERATOR.NAME": "DefaultAnchorGenerator",
     "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
@@ -242,7 +234,8 @@ def _read_style(
     model: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """Return what images and backbone have to be like, and whether the file's config says so."""
-    style = _CAFFE_STYLE if _only_scales(model) else _PYTORCH_STYLE
+    # What every config of a style says, for files that do not carry theirs.
+    style = CAFFE_STYLE if _only_scales(model) else PYTORCH_STYLE
     # "cfg" in 3.x
     text = meta.get("config") or meta.get("cfg")
     settings = list(_dict_calls(text)) if isinstance(text, str) else []
@@ -253,7 +246,7 @@ def _read_style(
     else:
         return dict(style), False
     backbones = [setting["style"] for setting in settings if "style" in setting]
-    is_caffe = backbones[0] == "caffe" if backbones else style is _CAFFE_STYLE
+    is_caffe = backbones[0] == "caffe" if backbones else style is CAFFE_STYLE
     return {
         "INPUT.FORMAT": "RGB" if is_rgb else "BGR",
         "MODEL.PIXEL_MEAN": [float(value) for value in setting["mean"]],

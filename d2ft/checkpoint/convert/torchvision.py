@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from d2ft.checkpoint.convert.key_table import (
+    PYTORCH_STYLE,
     ConvertedCheckpoint,
     order_anchors_by_size,
     rename_keys,
@@ -84,12 +85,7 @@ _V2_KEYS = (
     "head.classification_head.conv.0.1.weight",
 )
 
-_REQUIRED: dict[str, Any] = {
-    "INPUT.FORMAT": "RGB",
-    # torchvision's values for pixels of 0 to 1, times 255.
-    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+_REQUIRED: dict[str, Any] = PYTORCH_STYLE | {
     "MODEL.ANCHOR_GENERATOR.NAME": "TorchvisionAnchorGenerator",
     "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
