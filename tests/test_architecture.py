@@ -30,6 +30,7 @@ FREE_OF_DETECTRON2 = [
     "checkpoint/coverage.py",
     "checkpoint/head_remap.py",
 ]
+FREE_OF_DETECTRON2 += ["preflight/findings.py"]
 FREE_OF_DETECTRON2 += [
     f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
 ]

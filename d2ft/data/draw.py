@@ -45,7 +45,8 @@ def draw_annotations(record: dict[str, Any], metadata: Metadata) -> Picture:
         word = "crowd" if annotation.get("iscrowd", 0) else "ignore"
         visualizer.draw_box(box, edge_color=_LEFT_OUT, line_style="--")
         text = f"{names[annotation['category_id']]} ({word})"
-        visualizer.draw_text(text, (box[0], box[1]), horizontal_alignment="left")
+        corner = (box[0], box[1])
+        visualizer.draw_text(text, corner, color=_LEFT_OUT, horizontal_alignment="left")
     return visualizer.get_output().get_image()
 
 

@@ -74,8 +74,9 @@ class DatasetTable:
 
     def counts(self) -> Array:
         """Return (K,) the number of instances of each class, without crowd and ignore regions."""
-        known = (self.categories >= 0) & (self.categories < len(self.classes)) & self.is_target
-        return np.bincount(self.categories[known], minlength=len(self.classes))
+        own = self.categories[self.is_target]
+        known = np.isin(own, np.arange(len(self.classes)))
+        return np.bincount(own[known], minlength=len(self.classes))
 
 
 def named(items: Iterable[str]) -> str:
@@ -132,7 +133,7 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _describe_box(table: DatasetTable, row: int) -> str:
+def _describe_box(table: DatasetTable, row: np.intp) -> str:
     coordinates = ", ".join(f"{value:.6g}" for value in table.boxes[row])
     return f"({coordinates}) in {table.file_names[table.image_of[row]]}"
 
