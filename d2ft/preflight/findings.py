@@ -90,7 +90,7 @@ def named(items: Iterable[str]) -> str:
 def find_bad_boxes(table: DatasetTable) -> list[Finding]:
     """Find boxes that are not numbers, have no area, or leave their image."""
     boxes = table.boxes
-    finite: Array = np.isfinite(boxes).all(axis=1)
+    finite = np.asarray(np.isfinite(boxes).all(axis=1))
     x0, y0, x1, y1 = np.where(finite[:, None], boxes, 0.0).T
     height, width = table.sizes[table.image_of].T
     inverted = finite & ((x1 < x0) | (y1 < y0))
