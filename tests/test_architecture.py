@@ -32,6 +32,7 @@ FREE_OF_DETECTRON2 = [
     "solver/param_depth.py",
     "solver/schedule.py",
 ]
+FREE_OF_DETECTRON2 += ["preflight/findings.py"]
 FREE_OF_DETECTRON2 += [
     f"checkpoint/convert/{name}.py" for name in ("imagenet", "key_table", "mmdet", "torchvision")
 ]

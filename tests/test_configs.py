@@ -6,6 +6,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 
 from d2ft.config import add_d2ft_config, check_cfg, load_cfg
 from d2ft.config.defaults import get_value
+from d2ft.solver import resolve_schedule
 from tests.factories import zoo_config_file
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,11 @@ def test_entry_file_begins_with_its_command(path):
     assert f"--config-file {name(path)}" in first
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path != SHOWS_ALL], ids=name)
+# A schedule takes the place of another one, so it says all of its keys.
+CHANGES_ONLY = [path for path in FILES if path != SHOWS_ALL and path.parent.name != "schedules"]
+
+
+@pytest.mark.parametrize("path", CHANGES_ONLY, ids=name)
 def test_no_key_equals_what_the_file_inherits(path, tmp_path):
     tree = yaml.safe_load(path.read_text())
     bases = tree.pop("_BASE_", [])
@@ -61,7 +66,15 @@ def test_no_key_equals_what_the_file_inherits(path, tmp_path):
     inherited.write_text(yaml.safe_dump(base_tree))
     before, after = load_cfg(inherited), load_cfg(path)
     del tree["VERSION"]  # every file says it, so that Detectron2 need not guess
-    assert [key for key in leaves(tree) if get_value(before, key) == get_value(after, key)] == []
+    same = [key for key in leaves(tree) if _value(before, key) == get_value(after, key)]
+    assert same == []
+
+
+def _value(cfg, key):
+    try:
+        return get_value(cfg, key)
+    except KeyError:  # in a group that takes new keys
+        return None
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -90,7 +103,13 @@ def test_cityscapes_changes_only_head_settings_of_the_zoo_model():
 
 def test_cityscapes_schedule_is_the_arithmetic_in_its_comment():
     cfg = load_cfg(SHOWS_ALL)
-    epoch = 2965 * 8 // cfg.SOLVER.IMS_PER_BATCH
-    schedule = (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS)
-    assert schedule == (8 * epoch, (7 * epoch,))
-    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == epoch
+    (train,) = cfg.DATASETS.TRAIN
+    assert cfg.DATASETS.DERIVED[train].REPEAT == 8
+    solver = resolve_schedule(cfg, 2965 * 8).SOLVER
+    assert (solver.MAX_ITER, solver.STEPS, solver.CHECKPOINT_PERIOD) == (23720, (20755,), 2965)
+
+
+def test_the_schedule_of_the_paper_takes_the_place_of_the_one_in_epochs():
+    cfg = load_cfg(ROOT / "configs/cityscapes_ft_4k.yaml")
+    assert resolve_schedule(cfg, 2965 * 8) == resolve_schedule(cfg, 1)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (4000, (3000,))

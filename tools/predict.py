@@ -26,6 +26,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", help="files, folders or patterns in quotes")
+    parser.add_argument("--recursive", action="store_true", help="search folders below folders")
     parser.add_argument("--weights", required=True, help="checkpoint file or URL")
     parser.add_argument("--config-file", help="instead of the config in the checkpoint")
     parser.add_argument("--output", type=Path, help="folder for the pictures")
@@ -35,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     if not args.output and not args.json:
         parser.error("give --output, --json or both")
-    images = find_images(args.images)
+    images = find_images(args.images, recursive=args.recursive)
     predictor = CheckpointPredictor(
         args.weights, args.config_file, threshold=args.threshold, opts=args.opts
     )

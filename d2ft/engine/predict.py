@@ -105,13 +105,14 @@ def _cfg_of(
     return load_cfg_text(text, f"the config in {weights}", opts)
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
+def find_images(arguments: Sequence[str], *, recursive: bool = False) -> list[Path]:
     """
     Return the files that the arguments name, each once, in their order.
 
     Args:
         arguments: files, folders (the images directly in them), or patterns of :mod:`glob`, where
             ``**`` stands for folders of any depth.
+        recursive: take the images in the folders below a folder as well.
 
     Raises:
         UserError: if an argument names no image.
@@ -120,7 +121,8 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = path.rglob("*") if recursive else path.iterdir()
+            matches = sorted(p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES)
         elif path.is_file():
             matches = [path]
         else:

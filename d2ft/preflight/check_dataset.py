@@ -12,6 +12,7 @@ from d2ft.config import get_value, who_set
 from d2ft.data.catalog import class_names, require_registered
 from d2ft.errors import UserError
 from d2ft.evaluation import require_evaluator
+from d2ft.preflight.inspect_dataset import inspect_records
 
 # The key that holds the number of classes, by meta-architecture. Others are not checked.
 _NUM_CLASSES_KEYS = {
@@ -29,7 +30,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]
         eval_only: training sets are neither loaded nor needed.
 
     Returns:
-        name -> ``{"images", "instances", "classes"}``.
+        name -> ``{"images", "instances", "classes", "findings"}``.
 
     Raises:
         UserError: if a set is unknown, cannot be loaded, is empty, has annotations that the model
@@ -50,7 +51,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]
     names = tuple(dict.fromkeys(train + test))
     for name in names:
         require_registered(name)
-    records = {name: _load(name) for name in names}
+    records = {name: load_records(name) for name in names}
     _check_class_names(names)
     _check_num_classes(cfg, names[0])
     for name in test:
@@ -62,12 +63,20 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]
             "images": len(records[name]),
             "instances": sum(len(record.get("annotations", ())) for record in records[name]),
             "classes": list(class_names(name)),
+            "findings": inspect_records(cfg, name, records[name], is_test=name in test),
         }
         for name in names
     }
 
 
-def _load(name: str) -> list[dict[str, Any]]:
+def load_records(name: str) -> list[dict[str, Any]]:
+    """
+    Return the dataset dicts of a dataset.
+
+    Raises:
+        UserError: if it is not registered, cannot be loaded, is no list or is empty.
+    """
+    require_registered(name)
     try:
         records = DatasetCatalog.get(name)
     except OSError as error:

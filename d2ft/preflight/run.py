@@ -1,5 +1,7 @@
 """The checks of a run, in the order in which a mistake would otherwise show."""
 
+import logging
+from dataclasses import asdict
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,6 +12,9 @@ from d2ft.data.catalog import class_names
 from d2ft.host import find_host
 from d2ft.preflight.check_dataset import check_datasets
 from d2ft.preflight.check_weights import check_weights
+from d2ft.preflight.inspect_dataset import refuse_errors
+
+logger = logging.getLogger(__name__)
 
 
 def check_config_and_data(
@@ -33,7 +38,14 @@ def check_config_and_data(
     check_cfg(cfg, 1 if eval_only else world_size)
     if not eval_only:
         check_augmentations(cfg)
-    return {"host": str(find_host()), "datasets": check_datasets(cfg, eval_only=eval_only)}
+    datasets = check_datasets(cfg, eval_only=eval_only)
+    findings = [finding for found in datasets.values() for finding in found["findings"]]
+    refuse_errors(cfg, findings)
+    for finding in findings:
+        logger.warning("%s: %s; %s", finding.dataset, finding.message, finding.fix)
+    for found in datasets.values():
+        found["findings"] = [asdict(finding) for finding in found["findings"]]
+    return {"host": str(find_host()), "datasets": datasets}
 
 
 def run_preflight(

@@ -83,6 +83,8 @@ def test_folders_patterns_and_files_are_found_once_and_in_order(images):
         return [str(path.relative_to(images)) for path in find_images(arguments)]
 
     assert names(str(images)) == ["1.png", "2.jpg"]
+    deep = find_images([str(images)], recursive=True)
+    assert [path.name for path in deep] == ["1.png", "2.jpg", "3.bmp"]
     assert names(f"{images}/**/*.[bj]*p*") == ["2.jpg", "more/3.bmp"]
     assert names(f"{images}/2.jpg", str(images)) == ["2.jpg", "1.png"]
 

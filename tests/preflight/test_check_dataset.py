@@ -33,7 +33,8 @@ def cfg():
 
 def test_what_was_found_is_counted(cfg):
     found = check_datasets(cfg, eval_only=False)
-    assert found["train"] == {"images": 1, "instances": 3, "classes": ["cat", "dog"]}
+    counts = {"images": 1, "instances": 3, "classes": ["cat", "dog"]}
+    assert found["train"].items() >= counts.items()
     assert found["val"]["images"] == 2
 
 
