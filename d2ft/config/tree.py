@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from d2ft.config.zoo_configs import PREFIX, zoo_config_file, zoo_name, zoo_weights
 from d2ft.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -56,6 +57,27 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor(None, _Loader.refuse_tag)
 
 
+# The one piece of code in the configs of Detectron2's zoo, and what it comes to.
+_ZOO_CODE = {
+    "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]": [
+        [size, size * 2 ** (1.0 / 3), size * 2 ** (2.0 / 3)] for size in (32, 64, 128, 256, 512)
+    ]
+}
+
+
+class _ZooLoader(_Loader):
+    """Same as :class:`_Loader`, but it knows the value of the anchor sizes in Base-RetinaNet.yaml."""
+
+    def read_known_code(self, node: yaml.Node) -> Any:
+        code = [part.value for part in node.value] if isinstance(node.value, list) else []
+        if len(code) != 1 or code[0] not in _ZOO_CODE:
+            self.refuse_tag(node)
+        return _ZOO_CODE[code[0]]
+
+
+_ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _ZooLoader.read_known_code)
+
+
 def _read(path: str) -> Tree:
     shown = _shown(path)
     try:
@@ -64,13 +86,13 @@ def _read(path: str) -> Tree:
         raise UserError(f"{shown}: cannot read the config: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{shown}: a config is UTF-8 text, and this file is not") from error
-    return parse_tree(text, shown)
+    return parse_tree(text, shown, _ZooLoader if shown.startswith(PREFIX) else _Loader)
 
 
-def parse_tree(text: str, shown: str) -> Tree:
+def parse_tree(text: str, shown: str, loader_class: type[_Loader] = _Loader) -> Tree:
     """Read YAML text, without its bases; ``shown`` is its name in messages."""
     try:
-        loader = _Loader(text)
+        loader = loader_class(text)
         root = loader.get_single_node()
         if root is None or root.tag.endswith(":null"):
             return {}
@@ -116,6 +138,9 @@ def read_tree(path: str, chain: tuple[str, ...] = ()) -> Tree:
     chain = (*chain, path)
     merged: Tree = {}
     for name in _base_names(bases):
+        if name.startswith(PREFIX):
+            merged = merge_trees(merged, _read_zoo(name, bases.origin, chain))
+            continue
         base = os.path.join(os.path.dirname(path), os.path.expanduser(name))
         if os.path.realpath(base) in map(os.path.realpath, chain):
             circle = " -> ".join(_shown(file) for file in (*chain, base))
@@ -127,6 +152,19 @@ def read_tree(path: str, chain: tuple[str, ...] = ()) -> Tree:
             )
         merged = merge_trees(merged, read_tree(base, chain))
     return merge_trees(merged, tree)
+
+
+def _read_zoo(name: str, origin: str, chain: tuple[str, ...]) -> Tree:
+    """Read a config of the zoo with the weights that were trained by it, not those it began with."""
+    try:
+        tree = read_tree(zoo_config_file(name), chain)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    weights = zoo_weights(name)
+    if weights is None:
+        return tree
+    model = {"WEIGHTS": Entry(weights, name)}
+    return merge_trees(tree, {"MODEL": Entry(model, name)})
 
 
 def _base_names(bases: Entry) -> list[str]:
@@ -178,6 +216,9 @@ def merge_trees(base: Tree, tree: Tree, prefix: str = "") -> Tree:
 
 
 def _shown(path: str) -> str:
+    in_zoo = zoo_name(path)
+    if in_zoo:
+        return in_zoo
     relative = os.path.relpath(path)
     return os.path.normpath(path) if relative.startswith(os.pardir) else relative
 

@@ -58,9 +58,11 @@ def resolve_schedule(cfg: CfgNode, num_samples: int) -> CfgNode:
         value = get_value(cfg, key)
         if not value:
             continue
-        if who_set(cfg, target) != "default":
+        setter = who_set(cfg, target)
+        # A schedule that came along with a model of the zoo is COCO's, and nobody's wish here.
+        if setter != "default" and not setter.startswith("zoo://"):
             raise UserError(
-                f"{key} ({who_set(cfg, key)}) and {target} ({who_set(cfg, target)}) both say when; "
+                f"{key} ({who_set(cfg, key)}) and {target} ({setter}) both say when; "
                 f"keep one: {key} {'()' if isinstance(value, tuple) else 0} leaves it to {target}"
             )
         in_iterations: Any = (
