@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "config": ROOTS,
     **{room: ROOTS | LAYERS | {"config"} for room in SIBLINGS},
     "preflight": ROOTS | {"config"} | SIBLINGS,
-    "engine": ROOTS | {"config", "preflight"} | SIBLINGS,
+    "engine": ROOTS | LAYERS | {"config", "preflight"} | SIBLINGS,
 }
 
 # What computes numbers or names is plain: it can be tested against anything without Detectron2.

@@ -21,6 +21,7 @@ from d2ft.checkpoint.weights import build_head_init
 from d2ft.config import who_set
 from d2ft.data import build_test_loader, build_train_loader, class_names
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.fast_cpu import use_fast_cpu
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
@@ -198,6 +199,11 @@ class FinetuneTrainer(DefaultTrainer):
             metadata=describe_run(cfg),
             **checkpointables,
         )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """Same as in the base class, with :func:`d2ft.engine.fast_cpu.use_fast_cpu`."""
+        return use_fast_cpu(cfg, super().build_model(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
