@@ -25,6 +25,7 @@ from d2ft.checkpoint.class_names import known_classes
 from d2ft.checkpoint.safe_load import METADATA_KEY
 from d2ft.checkpoint.weights import read_weights
 from d2ft.config import load_cfg, load_cfg_text
+from d2ft.engine.fast_cpu import use_fast_cpu
 from d2ft.engine.setup import resolve_cfg
 from d2ft.errors import UserError
 from d2ft.files import atomic_write
@@ -77,7 +78,7 @@ class CheckpointPredictor(DefaultPredictor):
         self.metadata = Metadata(name=weights)
         if self.thing_classes:
             self.metadata.thing_classes = list(self.thing_classes)
-        self.model = build_model(self.cfg)
+        self.model = use_fast_cpu(self.cfg, build_model(self.cfg))
         self.model.eval()
         FinetuneCheckpointer(self.model, every_tensor=True).load(weights)
         # What DefaultPredictor.__call__ reads.

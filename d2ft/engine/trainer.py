@@ -28,8 +28,9 @@ from d2ft.data import (
     training_records,
 )
 from d2ft.data.bad_images import BadImages
-from d2ft.data.derived import describe_derived, is_partially_labelled
+from d2ft.data.derived import describe_derived
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.model import prepare_model
 from d2ft.engine.phases import FreezePhases
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import inference_cfg, resolve_cfg
@@ -37,7 +38,6 @@ from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
 from d2ft.files import atomic_write
-from d2ft.layers.partial_labels import mask_unlabelled_classes
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
     Phases,
@@ -45,7 +45,6 @@ from d2ft.solver import (
     build_optimizer,
     describe_parameters,
     describe_schedule,
-    freeze,
     resolve_schedule,
 )
 
@@ -246,28 +245,8 @@ class FinetuneTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """
-        Same as :meth:`DefaultTrainer.build_model`, with FINETUNE.FREEZE applied.
-
-        Its classifier learns from a union of different class lists, if DATASETS.TRAIN has one.
-
-        Raises:
-            UserError: if a pattern of FREEZE means nothing, or no classifier can learn from it.
-        """
-        model: torch.nn.Module = super().build_model(cfg)
-        if cfg.FINETUNE.FREEZE:
-            freeze(
-                model,
-                cfg.FINETUNE.FREEZE,
-                key=f"FINETUNE.FREEZE ({who_set(cfg, 'FINETUNE.FREEZE')})",
-            )
-        union = next(filter(is_partially_labelled, cfg.DATASETS.TRAIN), None)
-        if union and not mask_unlabelled_classes(model):
-            raise UserError(
-                f"DATASETS.TRAIN: {union!r} joins sets of different classes, from which only models "
-                f"of Detectron2's Fast R-CNN heads learn; {cfg.MODEL.META_ARCHITECTURE} has none"
-            )
-        return model
+        """Same as :meth:`DefaultTrainer.build_model`, then :func:`prepare_model`."""
+        return prepare_model(cfg, super().build_model(cfg))
 
     @classmethod
     def build_lr_scheduler(

@@ -1,0 +1,105 @@
+import copy
+import platform
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ROIAlign
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from d2ft.config import load_cfg
+from d2ft.engine import FinetuneTrainer
+from d2ft.engine.fast_cpu import keep_freed_memory, swap_roi_align, use_fast_cpu
+from d2ft.layers.roi_align_sparse import SparseROIAlign
+from tests.factories import PROJECT, TINY_MODEL, seeded_model
+
+
+def _cfg(*overrides: str) -> CfgNode:
+    base = PROJECT / "configs/_base_/models/mask_rcnn_r50_fpn_mini.yaml"
+    return load_cfg(base, ["MODEL.DEVICE", "cpu", *overrides])
+
+
+def _roi_aligns(model):
+    return [layer for layer in model.modules() if isinstance(layer, ROIAlign)]
+
+
+def _batch(height, width, instances, generator):
+    boxes = torch.rand(instances, 4, generator=generator) * 0.5
+    boxes[:, 2:] += boxes[:, :2] + 0.05
+    boxes = boxes.clamp(max=1) * torch.tensor([width, height, width, height])
+    masks = torch.zeros(instances, height, width, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
+    return {
+        "image": torch.randint(0, 256, (3, height, width), generator=generator),
+        "instances": Instances(
+            (height, width),
+            gt_boxes=Boxes(boxes),
+            gt_classes=torch.randint(0, 80, (instances,), generator=generator),
+            gt_masks=BitMasks(masks),
+        ),
+    }
+
+
+def _step(model, batch, seed):
+    torch.manual_seed(seed)
+    model.zero_grad()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _assert_steps_equal_stocks(cfg, steps, height, width):
+    stock = seeded_model(cfg)
+    ours = copy.deepcopy(stock)
+    assert swap_roi_align(ours) == 8
+    optimizer = torch.optim.SGD(stock.parameters(), lr=0.002, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        ours.load_state_dict(stock.state_dict())
+        batch = [_batch(height, width, 5, generator) for _ in range(2)]
+        (losses, gradients), (expected, stock_gradients) = (
+            _step(model, batch, step) for model in (ours, stock)
+        )
+        for name, loss in expected.items():
+            torch.testing.assert_close(losses[name], loss, rtol=1e-4, atol=1e-4)
+        assert gradients.keys() == stock_gradients.keys()
+        for name, gradient in stock_gradients.items():
+            difference = (gradients[name] - gradient).norm()
+            assert difference <= 1e-4 * gradient.norm() + 1e-7, (step, name)
+        optimizer.step()
+
+
+def test_steps_have_stocks_losses_and_gradients():
+    cfg = load_cfg(PROJECT / "configs/_base_/models/mask_rcnn_r50_fpn.yaml", TINY_MODEL)
+    _assert_steps_equal_stocks(cfg, 2, 96, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_twenty_steps_of_the_mini_model_have_stocks_losses_and_gradients():
+    _assert_steps_equal_stocks(_cfg(), 20, 192, 256)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_trainer_swaps_the_poolers_unless_told_not_to(fast):
+    cfg = _cfg(*TINY_MODEL, "MODEL.FAST_CPU", str(fast))
+    model = FinetuneTrainer.build_model(cfg)
+    assert {type(layer) for layer in _roi_aligns(model)} == {SparseROIAlign if fast else ROIAlign}
+    assert model.state_dict().keys() == build_model(cfg).state_dict().keys()
+
+
+def test_a_model_for_the_gpu_is_left_alone():
+    cfg = _cfg(*TINY_MODEL)
+    model = build_model(cfg)
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    assert {type(layer) for layer in _roi_aligns(use_fast_cpu(cfg, model))} == {ROIAlign}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
+def test_glibc_takes_the_setting():
+    assert keep_freed_memory()
