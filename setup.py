@@ -42,8 +42,12 @@ EXTRAS_REQUIRE = {
         "setuptools<81",  # pkg_resources for the model zoo: deprecated, gone from setuptools 82
     ],
     "safetensors": ["safetensors"],  # reads weights in that format
+    "hotcoco": ["hotcoco>=1.3,<2"],  # COCO AP with the digits of pycocotools, many times faster
+    "scipy": ["scipy"],  # reads WIDER FACE's official lists of easy, medium and hard faces
     "dev": [
         "safetensors",  # its files are among those that the tests read
+        "hotcoco>=1.3,<2",  # tested to give the digits of pycocotools
+        "scipy",  # the tests read WIDER FACE's lists
         "pytest",  # runs tests/
         "hypothesis",  # generated cases
         "ruff",  # lint and format; configured in pyproject.toml

@@ -34,6 +34,9 @@ FREE_OF_DETECTRON2 += [
     f"checkpoint/convert/{name}.py" for name in ("key_table", "mmdet", "torchvision")
 ]
 FREE_OF_DETECTRON2 += [
+    f"evaluation/{name}_ap.py" for name in ("coco", "kitti", "pascal_voc", "wider_face")
+]
+FREE_OF_DETECTRON2 += [
     str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "data/synthetic").glob("*.py"))
 ]
 

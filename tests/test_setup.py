@@ -54,7 +54,12 @@ def _third_party_imports(folder):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("d2ft", ["safetensors"]), ("projects", []), ("tools", []), ("tests", ["dev"])],
+    [
+        ("d2ft", ["safetensors", "hotcoco", "scipy"]),
+        ("projects", []),
+        ("tools", []),
+        ("tests", ["dev"]),
+    ],
 )
 def test_every_import_is_a_requirement_that_setup_names(folder, extras):
     named = {_name(line) for line in MISSING["read_requirements"](extras)}
