@@ -87,8 +87,10 @@ class BoxEvaluator(DatasetEvaluator):
                         "image is evaluated once"
                     )
                 by_image[image_id] = boxes, more
-        empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)), []
-        return self._evaluate(records, [by_image.get(r["image_id"], empty) for r in records])
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        return self._evaluate(
+            records, [by_image.get(record["image_id"], (nothing, [])) for record in records]
+        )
 
     def _encode_masks(self, instances: Any) -> Any:
         """Return what ``_evaluate`` needs of the masks; here nothing."""

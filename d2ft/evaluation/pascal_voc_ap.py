@@ -58,8 +58,10 @@ def best_matches(
         objects.append(nearest + first)
         first += len(flags)
     return VocMatches(
-        *(_joined(parts, kind) for parts, kind in ((scores, float), (best, float), (objects, int))),
-        _joined(difficult, bool),
+        scores=_joined(scores, float),
+        overlaps=_joined(best, float),
+        objects=_joined(objects, int),
+        difficult=_joined(difficult, bool),
     )
 
 
