@@ -46,12 +46,14 @@ def clean(name, level, truth, found):
     return truth_roles, dont_care, found_roles
 
 
-def statistics(minimum, truth, found, truth_roles, dont_care, found_roles, threshold=None):
+def statistics(  # noqa: C901 - in one piece, as the official function is
+    minimum, truth, found, truth_roles, dont_care, found_roles, threshold=None
+):
     """Return true and false positives at a score, and the scores of the true ones."""
     assigned = [False] * len(found)
     below = [threshold is not None and score < threshold for _, _, score in found]
     true, scores = 0, []
-    for (_, truth_box, _, _), role in zip(truth, truth_roles):
+    for (_, truth_box, _, _), role in zip(truth, truth_roles, strict=True):
         if role == -1:
             continue
         chosen, valid, largest, chosen_ignored = -1, NONE, 0.0, False

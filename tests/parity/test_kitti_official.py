@@ -68,7 +68,9 @@ def damaged(images, seed, damage):
             objects = [each for each in objects if each[0] in ("Car", "Van")]
         if damage == "only ignored":
             objects = [(k, b, t, 3) for k, b, t, _ in objects]
-        result.append((objects, [(k, b, float(s)) for (k, b), s in zip(found, scores)]))
+        result.append(
+            (objects, [(k, b, float(s)) for (k, b), s in zip(found, scores, strict=True)])
+        )
     return result
 
 

@@ -2,8 +2,7 @@
 Pascal VOC's AP against Detectron2's ``voc_eval``, which reads files.
 
 Recalls, precisions and overlaps are equal to the last bit: coordinates are whole numbers or
-multiples of 1/8, so that the 1 which Detectron2 adds to widths rounds nothing. The area differs by
-less than 1e-12 only where NumPy sums a longer array, with an empty class's steps, in another order.
+multiples of 1/8, so that the 1 which Detectron2 adds to widths rounds nothing.
 """
 
 import math
@@ -16,6 +15,9 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
 
 pytestmark = pytest.mark.parity
+
+# What makes a continuous box the pixel numbers of a VOC file.
+FROM_ONE = np.array([1, 1, 0, 0])
 
 DAMAGES = ("shifted", "duplicated", "touching borders", "one pixel", "only difficult", "none")
 
@@ -67,13 +69,13 @@ def detectron2_ap(folder, truth, found, threshold, eleven_points):
             for tag, value in fields.items():
                 ET.SubElement(object_, tag).text = str(value)
             bounds = ET.SubElement(object_, "bndbox")
-            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box + [1, 1, 0, 0]):
+            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box + FROM_ONE, strict=True):
                 ET.SubElement(bounds, tag).text = str(int(value))
         names.append(f"{folder.name}_{i}")
         ET.ElementTree(root).write(folder / f"{names[-1]}.xml")
     (folder / "set.txt").write_text("\n".join(names))
     lines = [
-        f"{name} {score!r} {' '.join(repr(float(v)) for v in box + [1, 1, 0, 0])}"
+        f"{name} {score!r} {' '.join(repr(float(v)) for v in box + FROM_ONE)}"
         for name, (boxes, scores) in zip(names, found, strict=True)
         for box, score in zip(boxes, scores.tolist(), strict=True)
     ]
@@ -109,7 +111,7 @@ def assert_equal_to_detectron2(folder, truth, found):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("num_images", [1, 10, 40])
+@pytest.mark.parametrize("num_images", [1, 5, 20])
 def test_ap_is_that_of_detectron2(tmp_path, damage, num_images):
     truth, found = damaged(seeded_images(num_images, num_images), 5, damage)
     assert_equal_to_detectron2(tmp_path, truth, found)
@@ -118,7 +120,7 @@ def test_ap_is_that_of_detectron2(tmp_path, damage, num_images):
 def test_ap_on_real_blood_cells_is_that_of_detectron2(tmp_path, real_data):
     images = []
     folder = real_data / "VOC_BCCD" / "VOCdevkit" / "VOC2007"
-    for name in (folder / "ImageSets" / "Main" / "val.txt").read_text().split()[:40]:
+    for name in (folder / "ImageSets" / "Main" / "val.txt").read_text().split()[:10]:
         boxes = [
             [int(bounds.find(tag).text) for tag in ("xmin", "ymin", "xmax", "ymax")]
             for bounds in ET.parse(folder / "Annotations" / f"{name}.xml").iter("bndbox")

@@ -2,8 +2,7 @@
 WIDER FACE's AP against the official rules in plain Python, and against recorded numbers.
 
 The recorded numbers are of wondervictor/WiderFace-Evaluation at
-53474e0d35ecdd019052d4fff0813ea4037bd0cd, ``evaluation.py``, run on the same scenes and on the
-whole validation set.
+53474e0d35ecdd019052d4fff0813ea4037bd0cd, ``evaluation.py``, run on the whole validation set.
 """
 
 import numpy as np
@@ -86,7 +85,12 @@ def test_ap_is_that_of_the_official_rules(damage, num_images):
     assert ours(faces, counted, found) == pytest.approx(reference_ap(plain), rel=0, abs=1e-12)
 
 
-RECORDED = {}
+# seed 11, "ties"
+RECORDED = {
+    "easy": 0.3130035736253786,
+    "medium": 0.363619200083251,
+    "hard": 0.41612400072825906,
+}
 
 
 def test_ap_on_the_whole_validation_set_is_that_of_the_published_port(real_data):
