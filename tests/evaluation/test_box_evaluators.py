@@ -58,7 +58,6 @@ def test_kitti_ignores_dontcare_and_vans_and_gives_every_level():
                 (0, [0.0, 300.0, 90.0, 390.0], {"kitti_type": "DontCare", "ignore": 1}),
             ],
         )
-        for _ in range(1)
     ]
     found = [
         (0, CAR, 0.5),
@@ -75,7 +74,7 @@ def test_kitti_ignores_dontcare_and_vans_and_gives_every_level():
 
 
 def test_kitti_classes_are_found_by_name_among_more():
-    records = [_record("a", [(3, CAR, {})])] * 1
+    records = [_record("a", [(3, CAR, {})])]
     classes = ["Tram", "Van", "Truck", "Car"]
     results = _evaluate("kitti", classes, records, [("a", _instances([(3, CAR, 0.5)]))])["bbox"]
     assert results["AP-Car-moderate-R11"] == pytest.approx(100 / 11)

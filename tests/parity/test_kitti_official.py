@@ -69,7 +69,10 @@ def damaged(images, seed, damage):
         if damage == "only ignored":
             objects = [(k, b, t, 3) for k, b, t, _ in objects]
         result.append(
-            (objects, [(k, b, float(s)) for (k, b), s in zip(found, scores, strict=True)])
+            (
+                objects,
+                [(k, b, float(s)) for (k, b), s in zip(found, scores[: len(found)], strict=True)],
+            )
         )
     return result
 
