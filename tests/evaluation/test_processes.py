@@ -73,12 +73,9 @@ def test_several_processes_give_the_digits_of_one(tmp_path):
         if processes == 1:
             _evaluate_all(1, path)
         else:
-            # Forked: importing everything anew in each process takes longer than the test.
-            torch.multiprocessing.start_processes(
-                _in_a_group,
-                nprocs=processes,
-                args=(processes, path, _find_free_port()),
-                start_method="fork",
+            # Not forked: the threads of hotcoco do not survive that.
+            torch.multiprocessing.spawn(
+                _in_a_group, nprocs=processes, args=(processes, path, _find_free_port())
             )
         found.append(path.read_text())
     assert found[0] == found[1] == found[2]
