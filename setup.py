@@ -46,8 +46,12 @@ EXTRAS_REQUIRE = {
         "shapely",  # cuts polygons off at the edge of a crop
     ],
     "safetensors": ["safetensors"],  # reads weights in that format
+    "hotcoco": ["hotcoco>=1.3,<2"],  # COCO AP with the digits of pycocotools, many times faster
+    "scipy": ["scipy"],  # reads WIDER FACE's official lists of easy, medium and hard faces
     "dev": [
         "safetensors",  # its files are among those that the tests read
+        "hotcoco>=1.3,<2",  # tested to give the digits of pycocotools
+        "scipy",  # the tests read WIDER FACE's lists
         "pytest",  # runs tests/
         "hypothesis",  # generated cases
         "ruff",  # lint and format; configured in pyproject.toml

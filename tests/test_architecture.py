@@ -38,6 +38,9 @@ FREE_OF_DETECTRON2 += [
 ]
 FREE_OF_DETECTRON2 += [f"evaluation/{name}.py" for name in ("cityscapes_ap", "masks")]
 FREE_OF_DETECTRON2 += [
+    f"evaluation/{name}_ap.py" for name in ("coco", "kitti", "pascal_voc", "wider_face")
+]
+FREE_OF_DETECTRON2 += [
     str(path.relative_to(PACKAGE)) for path in sorted((PACKAGE / "data/synthetic").glob("*.py"))
 ]
 

@@ -5,6 +5,11 @@ Result keys, in percent. ``DatasetEvaluators`` asserts that no task comes from t
 
     coco                 bbox: COCO box AP;  segm: COCO mask AP (if the model has masks)
     cityscapes_instance  bbox: COCO box AP;  segm: official instance AP;  segm_coco: COCO mask AP
+    kitti                bbox: AP (mean of the classes' moderate AP at 40 recalls), AP-<level>,
+                         AP-<class>-<level>, and each with -R11 for 11 recalls
+    wider_face           bbox: AP (the hard one), AP-easy, AP-medium, AP-hard by the official lists;
+                         AP alone over all valid faces without them
+    pascal_voc           bbox, segm: AP (0.5 to 0.95), AP50, AP75, AP-<class>, AP50-<class>
 
 The headline metric of a task is always ``AP``.
 """
@@ -19,6 +24,9 @@ from fvcore.common.registry import Registry
 from d2ft.errors import UserError
 from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator, require_official_classes
 from d2ft.evaluation.coco import CocoEvaluator
+from d2ft.evaluation.kitti import KittiEvaluator, require_kitti_classes
+from d2ft.evaluation.pascal_voc import PascalVocEvaluator
+from d2ft.evaluation.wider_face import WiderFaceEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 EVALUATOR_REGISTRY.__doc__ = """
@@ -53,6 +61,8 @@ def require_evaluator(dataset_name: str) -> str:
         )
     if evaluator_type == "cityscapes_instance":
         require_official_classes(dataset_name)
+    if evaluator_type == "kitti":
+        require_kitti_classes(dataset_name)
     return str(evaluator_type)
 
 
@@ -69,6 +79,24 @@ def cityscapes_instance(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if not cfg.MODEL.MASK_ON:
         return coco_style
     return DatasetEvaluators([CityscapesInstanceEvaluator(dataset_name), coco_style])
+
+
+@EVALUATOR_REGISTRY.register()
+def kitti(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """KITTI's official 2D box AP: easy, moderate, hard."""
+    return KittiEvaluator(dataset_name)
+
+
+@EVALUATOR_REGISTRY.register()
+def wider_face(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """WIDER FACE's official box AP: easy, medium, hard."""
+    return WiderFaceEvaluator(dataset_name)
+
+
+@EVALUATOR_REGISTRY.register()
+def pascal_voc(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Pascal VOC's box AP, and mask AP for a model with masks."""
+    return PascalVocEvaluator(dataset_name, ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",))
 
 
 def _coco_style(

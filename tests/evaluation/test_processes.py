@@ -1,0 +1,81 @@
+"""Several processes give the digits of one, also where one of them has no images."""
+
+import pytest
+import torch
+from detectron2.engine.launch import _find_free_port
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+
+from d2ft.config import get_cfg
+from d2ft.data import register_instances
+from d2ft.evaluation import build_evaluator
+
+# Images of each process.
+SHARES = {1: [(0, 1, 2, 3, 4)], 2: [(0, 1, 2, 3, 4), ()], 3: [(0, 1), (), (2, 3, 4)]}
+CLASSES = {"coco": ["Car", "bus"], "kitti": ["Car", "bus"], "pascal_voc": ["Car", "bus"], "wider_face": ["face"]}  # fmt: skip
+
+
+def _boxes(image):
+    return torch.tensor([[10.0 * i, 5.0, 10.0 * i + 90, 70.0 + image] for i in range(4)])
+
+
+def _records():
+    return [
+        {
+            "file_name": f"{image}.jpg", "image_id": image, "height": 400, "width": 400,
+            "annotations": [
+                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+                for box in _boxes(image).tolist()
+            ],
+        }
+        for image in range(5)
+    ]  # fmt: skip
+
+
+def _evaluate_all(processes, path):
+    results = {evaluator_type: _evaluate(evaluator_type, processes) for evaluator_type in CLASSES}
+    if comm.is_main_process():
+        path.write_text(repr(results))
+
+
+def _evaluate(evaluator_type, processes):
+    register_instances(
+        "five", _records, thing_classes=CLASSES[evaluator_type], evaluator_type=evaluator_type
+    )
+    evaluator = build_evaluator(get_cfg(), "five")
+    evaluator.reset()
+    for image in SHARES[processes][comm.get_rank()]:
+        instances = Instances((400, 400))
+        boxes = _boxes(image)
+        boxes[:, 0] += torch.tensor([0.0, 12.0, 30.0, 3.0]) * (image + 1) / 3
+        instances.pred_boxes = Boxes(boxes)
+        instances.scores = torch.tensor([0.9, 0.8, 0.7, 0.6]) - image / 10
+        instances.pred_classes = torch.zeros(4, dtype=torch.int64)
+        evaluator.process([{"image_id": image}], [{"instances": instances}])
+    return {task: dict(metrics) for task, metrics in evaluator.evaluate().items()}
+
+
+def _in_a_group(rank, processes, path, port):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=processes, rank=rank
+    )
+    comm.create_local_process_group(processes)
+    _evaluate_all(processes, path)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_several_processes_give_the_digits_of_one(tmp_path):
+    found = []
+    for processes in SHARES:
+        path = tmp_path / str(processes)
+        if processes == 1:
+            _evaluate_all(1, path)
+        else:
+            # Not forked: the threads of hotcoco do not survive that.
+            torch.multiprocessing.spawn(
+                _in_a_group, nprocs=processes, args=(processes, path, _find_free_port())
+            )
+        found.append(path.read_text())
+    assert found[0] == found[1] == found[2]

@@ -1,0 +1,164 @@
+"""
+Both backends of COCO's AP against pycocotools as it comes, with ``==``: every number of the
+precision and recall arrays, and the 12 that are made of them.
+"""
+
+import contextlib
+import copy
+import io
+import json
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from d2ft.data.synthetic.scored_scenes import make_scored_scenes
+from d2ft.evaluation.coco_ap import evaluate_coco
+
+pytestmark = pytest.mark.parity
+
+BACKENDS = ("pycocotools", "hotcoco")
+
+
+def pycocotools_numbers(dataset, results, task, max_dets):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(dataset)
+        truth.createIndex()
+        dropped = "bbox" if task == "segm" else "segmentation"
+        found = [{k: v for k, v in result.items() if k != dropped} for result in results]
+        evaluation = COCOeval(truth, truth.loadRes(found), task)
+        evaluation.params.maxDets = list(max_dets)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if max_dets[-1] == 100:  # summarize has this number in its code
+            evaluation.summarize()
+    return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.stats
+
+
+def assert_equal_to_pycocotools(backend, dataset, results, max_dets=(1, 10, 100)):
+    if backend == "hotcoco":
+        pytest.importorskip("hotcoco")
+    for task in ("bbox", "segm"):
+        precision, recall, stats = pycocotools_numbers(dataset, results, task, max_dets)
+        ours = evaluate_coco(dataset, results, task, max_dets=max_dets, backend=backend)
+        assert np.array_equal(ours.eval["precision"], precision)
+        assert np.array_equal(ours.eval["recall"], recall)
+        assert len(stats) == 0 or np.array_equal(ours.stats, stats)
+
+
+def _cut(box):
+    mask = np.zeros((480, 640), np.uint8, order="F")
+    mask[int(box[1]) : int(box[1] + box[3]), int(box[0]) : int(box[0] + box[2])] = 1
+    code = mask_util.encode(mask)
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def _all_equal(dataset, results):
+    return dataset, [{**result, "score": 0.5} for result in results]
+
+
+def _all_crowds(dataset, results):
+    crowds = [{**annotation, "iscrowd": 1} for annotation in dataset["annotations"]]
+    return {**dataset, "annotations": crowds}, results
+
+
+def _no_truth(dataset, results):
+    return {**dataset, "annotations": []}, results
+
+
+def _classes_absent(dataset, results):
+    kept = [a for a in dataset["annotations"] if a["category_id"] != 2]
+    return {**dataset, "annotations": kept}, [r for r in results if r["category_id"] != 3]
+
+
+def _small(side):
+    def change(dataset, results):
+        boxes = [[*result["bbox"][:2], side, side] for result in results]
+        changed = [
+            {**result, "bbox": box, "segmentation": _cut(box)}
+            for result, box in zip(results, boxes, strict=True)
+        ]
+        return dataset, changed
+
+    return change
+
+
+def _shuffled(dataset, results):
+    order = np.random.default_rng(0).permutation(len(results))
+    return dataset, [results[i] for i in order]
+
+
+def _of_one_image(dataset, results):
+    return dataset, [result for result in results if result["image_id"] == 3]
+
+
+DAMAGES = {
+    "none": lambda dataset, results: (dataset, results),
+    "all scores equal": _all_equal,
+    "only crowds": _all_crowds,
+    "no truth": _no_truth,
+    "classes absent": _classes_absent,
+    "one pixel": _small(1.0),
+    "empty": _small(0.0),
+    "shuffled": _shuffled,
+    "of one image": _of_one_image,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_those_of_pycocotools(backend, damage):
+    scenes = make_scored_scenes(25, seed=1, num_classes=5)
+    assert_equal_to_pycocotools(backend, *DAMAGES[damage](*scenes))
+
+
+@pytest.mark.parametrize("max_dets", [(1, 2, 5), (1, 10, 300)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_limit_of_detections_counts_as_in_pycocotools(backend, max_dets):
+    scenes = make_scored_scenes(20, seed=2, num_classes=3)
+    assert_equal_to_pycocotools(backend, *scenes, max_dets)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_on_real_annotations_are_those_of_pycocotools(backend, real_data):
+    dataset = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dataset
+        truth.createIndex()
+    generator = np.random.default_rng(3)
+    results = []
+    for annotation in copy.deepcopy(dataset["annotations"]):
+        code = truth.annToRLE(annotation)
+        if isinstance(code["counts"], bytes):
+            code["counts"] = code["counts"].decode()
+        for _ in range(generator.integers(0, 3)):
+            box = np.array(annotation["bbox"]) * generator.normal(1, 0.05, 4)
+            results.append({
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": box.tolist(),
+                "score": float(generator.random()),
+                "segmentation": code,
+            })  # fmt: skip
+    assert_equal_to_pycocotools(backend, dataset, results)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_predictions_are_an_ap_of_0_and_string_ids_and_the_id_0_are_fine(backend):
+    if backend == "hotcoco":
+        pytest.importorskip("hotcoco")
+    dataset, results = make_scored_scenes(10, seed=4, num_classes=2)
+    assert evaluate_coco(dataset, [], "bbox", backend=backend).stats[0] == 0
+    expected = evaluate_coco(dataset, results, "bbox", backend=backend).stats
+    renamed = copy.deepcopy(dataset)
+    for image in renamed["images"]:
+        image["id"] = f"{image['id']:03}"
+    for annotation in renamed["annotations"]:
+        annotation["image_id"] = f"{annotation['image_id']:03}"
+        annotation["id"] -= 1
+    found = [{**result, "image_id": f"{result['image_id']:03}"} for result in results]
+    assert np.array_equal(evaluate_coco(renamed, found, "bbox", backend=backend).stats, expected)
