@@ -209,9 +209,10 @@ def test_values_are_read_as_in_detectron2():
     opts = ["SOLVER.BASE_LR", "0.5", "INPUT.MIN_SIZE_TRAIN", "(3,)", "MODEL.WEIGHTS", "''"]
     cfg.merge_from_list(opts)
     ours = load_cfg("a.yaml", opts)
-    assert {key: ours[key] for key in ("MODEL", "INPUT", "TEST", "OUTPUT_DIR")} == {
-        key: cfg[key] for key in ("MODEL", "INPUT", "TEST", "OUTPUT_DIR")
+    assert {key: ours[key] for key in ("INPUT", "TEST", "OUTPUT_DIR")} == {
+        key: cfg[key] for key in ("INPUT", "TEST", "OUTPUT_DIR")
     }
+    assert {**ours.MODEL, "FAST_CPU": None} == {**cfg.MODEL, "FAST_CPU": None}
     assert {**ours.SOLVER, "OPTIMIZER": None} == {**cfg.SOLVER, "OPTIMIZER": None}
     assert [type(ours.INPUT.MIN_SIZE_TRAIN), type(ours.MODEL.PIXEL_MEAN)] == [tuple, list]
 
