@@ -10,6 +10,15 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
+from d2ft.data.datasets.kitti import (  # noqa: E402
+    load_kitti_instances,
+    register_kitti_instances,
+    write_kitti_split,
+)
+from d2ft.data.datasets.wider_face import (  # noqa: E402
+    load_wider_face_instances,
+    register_wider_face_instances,
+)
 from d2ft.data.loader import build_test_loader, build_train_loader  # noqa: E402
 
 __all__ = [
@@ -17,7 +26,12 @@ __all__ = [
     "build_train_loader",
     "class_names",
     "load_cityscapes_instances",
+    "load_kitti_instances",
+    "load_wider_face_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
     "register_instances",
+    "register_kitti_instances",
+    "register_wider_face_instances",
+    "write_kitti_split",
 ]

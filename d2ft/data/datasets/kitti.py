@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,7 @@ def load_kitti_instances(
     root = Path(root).absolute()
     unknown = [name for name in thing_classes if name not in KITTI_RAW_CLASSES]
     if unknown:
-        raise UserError(
-            f"KITTI has no class {unknown[0]!r}; it has {', '.join(KITTI_RAW_CLASSES)}"
-        )
+        raise UserError(f"KITTI has no class {unknown[0]!r}; it has {', '.join(KITTI_RAW_CLASSES)}")
     images, labels = root / "training" / "image_2", root / "training" / "label_2"
     for folder in (images, labels):
         if not folder.is_dir():
@@ -100,17 +99,30 @@ def load_kitti_instances(
                 "$DETECTRON2_DATASETS/kitti, and DETECTRON2_DATASETS is "
                 f"{os.environ.get('DETECTRON2_DATASETS', 'not set')}"
             )
+    if split_file is None:
+        unlabelled = {path.stem for path in images.glob("*.png")} - set(_frames_of(labels))
+        if unlabelled:
+            logger.warning("%s: %d images have no label file; left out", root, len(unlabelled))
     frames = _read_split(Path(split_file)) if split_file is not None else _frames_of(labels)
     pairs = [(images / f"{frame}.png", labels / f"{frame}.txt") for frame in frames]
     for file in (file for pair in pairs for file in pair):
         if not file.is_file():
             raise UserError(f"the KITTI file {file} does not exist")
-    return cached_records(
+    records = cached_records(
         f"KITTI instances of {root}, split {split_file}, classes {', '.join(thing_classes)}",
         [*(file for pair in pairs for file in pair), *([split_file] if split_file else [])],
         lambda: _parse(pairs, tuple(thing_classes)),
         version=_PARSER_VERSION,
     )
+    dropped, clipped = (sum(r[key] for r in records) for key in ("dropped_boxes", "clipped_boxes"))
+    if dropped or clipped:
+        logger.warning(
+            "%s: %d boxes lie outside the image and were dropped, %d were clipped to it",
+            root,
+            dropped,
+            clipped,
+        )
+    return records
 
 
 def write_kitti_split(
@@ -154,7 +166,7 @@ def _read_split(path: Path) -> list[str]:
             "d2ft.data.datasets.kitti.write_kitti_split writes a seeded one"
         )
     frames = [line.strip() for line in _read_lines(path) if line.strip()]
-    repeated = sorted({frame for frame in frames if frames.count(frame) > 1})[:1]
+    repeated = [frame for frame, count in Counter(frames).items() if count > 1]
     if repeated or not frames:
         problem = f"names {repeated[0]} twice" if repeated else "names no frame"
         raise UserError(f"the split file {path} {problem}")
@@ -172,10 +184,10 @@ def _parse(
     pairs: Sequence[tuple[Path, Path]], thing_classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     records = []
-    dropped = clipped = 0
     for image, label in pairs:
         width, height = read_image_size(image)
         annotations: list[dict[str, Any]] = []
+        dropped = clipped = 0
         for number, line in enumerate(_read_lines(label), start=1):
             if not line.strip():
                 continue
@@ -217,13 +229,9 @@ def _parse(
                 "height": height,
                 "width": width,
                 "annotations": annotations,
+                "dropped_boxes": dropped,
+                "clipped_boxes": clipped,
             }
-        )
-    if clipped or dropped:
-        logger.warning(
-            "KITTI: %d boxes run past the image and were clipped, %d lie outside and were dropped",
-            clipped,
-            dropped,
         )
     return records
 
