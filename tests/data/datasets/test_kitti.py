@@ -180,7 +180,7 @@ def test_mutated_labels_load_or_are_refused(tmp_path):
     for _ in range(100):
         data = bytearray(source)
         for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
+            data[rng.randrange(len(data))] = rng.choice(b"0123456789. -x\n\xff")
         label.write_bytes(data)
         try:
             load_kitti_instances(tmp_path)

@@ -161,7 +161,7 @@ def test_mutated_files_load_or_are_refused(tmp_path):
     for _ in range(100):
         data = bytearray(source)
         for _ in range(rng.randint(1, 3)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
+            data[rng.randrange(len(data))] = rng.choice(b"0123456789. -x\n\xff")
         annotations.write_bytes(data)
         try:
             load_wider_face_instances(root, annotations)
