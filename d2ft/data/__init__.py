@@ -10,6 +10,14 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
+from d2ft.data.datasets.coco import (  # noqa: E402
+    load_coco_instances,
+    register_coco_instances,
+)
+from d2ft.data.datasets.pascal_voc import (  # noqa: E402
+    load_voc_instances,
+    register_voc_instances,
+)
 from d2ft.data.derived import register_derived_datasets  # noqa: E402
 from d2ft.data.loader import (  # noqa: E402
     build_test_loader,
@@ -24,9 +32,13 @@ __all__ = [
     "class_names",
     "epoch_samples",
     "load_cityscapes_instances",
+    "load_coco_instances",
+    "load_voc_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
+    "register_coco_instances",
     "register_derived_datasets",
     "register_instances",
+    "register_voc_instances",
     "training_records",
 ]

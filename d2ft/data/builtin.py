@@ -4,13 +4,20 @@ import os
 from pathlib import Path
 
 from d2ft.data.datasets.cityscapes import register_cityscapes_instances
+from d2ft.data.datasets.pascal_voc import register_voc_instances
+
+_VOC_SPLITS = {
+    "2007": ("train", "val", "trainval", "test"),
+    "2012": ("train", "val", "trainval"),
+}
 
 
 def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> None:
     """
     Register d2ft's built-in datasets; nothing is read until one of them is used.
 
-    Names: ``cityscapes_instance_{train,val}``.
+    Names: ``cityscapes_instance_{train,val}``, ``voc2007_{train,val,trainval,test}``,
+    ``voc2012_{train,val,trainval}``.
 
     Args:
         root: folder of the datasets; by default ``$DETECTRON2_DATASETS``, else ``datasets``, as
@@ -24,3 +31,6 @@ def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> Non
             cityscapes / "leftImg8bit" / split,
             cityscapes / "gtFine" / split,
         )
+    for year, splits in _VOC_SPLITS.items():
+        for split in splits:
+            register_voc_instances(f"voc{year}_{split}", root / f"VOC{year}", split, year=int(year))
