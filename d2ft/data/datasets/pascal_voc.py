@@ -9,9 +9,7 @@ http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 import difflib
 import functools
 import logging
-import math
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,11 +19,18 @@ from typing import Any, TypeVar
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
 from d2ft.data.cache import cached_records
 from d2ft.data.catalog import add_metadata, register_instances
+from d2ft.data.datasets.voc_xml import (
+    image_size,
+    object_box,
+    object_flag,
+    object_text,
+    read_masks,
+    read_xml,
+)
 from d2ft.errors import UserError
 from d2ft.labels import VOC_CLASSES
 
@@ -35,10 +40,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 _PARSER_VERSION = 1
-_EVALUATOR_TYPE = "coco"
+_EVALUATOR_TYPE = "coco"  # of the evaluators that are here, the one that fits any dataset
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Value of the pixels of SegmentationObject around the objects, which belong to none of them.
-_VOID = 255
 
 
 @dataclass(frozen=True)
@@ -215,22 +218,22 @@ def _find_classes(root: Path) -> list[str]:
     key = f"VOC classes of {root}"
     (record,) = cached_records(key, xmls, parse, version=_PARSER_VERSION)
     if not record["thing_classes"]:
-        raise UserError(f"the XML files of {root / 'Annotations'} have no object to take a class from")
+        raise UserError(
+            f"the XML files of {root / 'Annotations'} have no object to take a class from"
+        )
     return list(record["thing_classes"])
 
 
 def _class_names_of(xml: Path) -> set[str]:
     return {
-        _text(element, "name", f"{xml}, object {number}")
-        for number, element in enumerate(_read_xml(xml).findall("object"), start=1)
+        object_text(element, "name", f"{xml}, object {number}")
+        for number, element in enumerate(read_xml(xml).findall("object"), start=1)
     }
 
 
 def _in_threads(work: Callable[[_T], _R], items: Sequence[_T], description: str) -> Iterable[_R]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(
-            tqdm(pool.map(work, items), total=len(items), desc=description, unit="image")
-        )
+        return list(tqdm(pool.map(work, items), total=len(items), desc=description, unit="image"))
 
 
 def _parse_samples(
@@ -243,20 +246,24 @@ def _parse_samples(
         records.append(record)
         dropped += empty
     if dropped:
-        logger.warning("%s: left out %d objects whose box has no width or height", list_file, dropped)
+        logger.warning(
+            "%s: left out %d objects whose box has no width or height", list_file, dropped
+        )
     return records
 
 
 def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[str, Any], int]:
     """Return the dataset dict of an image and how many objects were left out."""
-    tree = _read_xml(sample.xml)
-    width, height = _image_size(tree, sample)
+    tree = read_xml(sample.xml)
+    width, height = image_size(tree, sample.xml, sample.image)
     objects = tree.findall("object")
-    masks = None if sample.masks is None else _read_masks(sample, (height, width), len(objects))
+    masks = None
+    if sample.masks is not None:
+        masks = read_masks(sample.masks, sample.xml, (height, width), len(objects))
     annotations, dropped = [], 0
     for number, element in enumerate(objects, start=1):
         where = f"{sample.xml}, object {number}"
-        name = _text(element, "name", where)
+        name = object_text(element, "name", where)
         if name not in category_of:
             near = difflib.get_close_matches(name, category_of, n=3, cutoff=0.4)
             raise UserError(
@@ -264,7 +271,7 @@ def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[st
                 f"{len(category_of)} classes; the nearest are {', '.join(near) or 'none'}. "
                 "thing_classes=None takes the classes that the XML files have"
             )
-        box = _box(element, where)
+        box = object_box(element, where)
         if box is None:
             dropped += 1
             continue
@@ -273,8 +280,8 @@ def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[st
             "bbox_mode": BoxMode.XYXY_ABS,
             "category_id": category_of[name],
             "iscrowd": 0,
-            "difficult": _flag(element, "difficult", where),
-            "truncated": _flag(element, "truncated", where),
+            "difficult": object_flag(element, "difficult", where),
+            "truncated": object_flag(element, "truncated", where),
         }
         if masks is not None:
             rle = mask_util.encode(np.asfortranarray(masks == number, dtype=np.uint8))
@@ -289,92 +296,3 @@ def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[st
         "annotations": annotations,
     }
     return record, dropped
-
-
-def _read_xml(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path} cannot be read as XML: {error}") from error
-
-
-def _image_size(tree: ElementTree.Element, sample: _Sample) -> tuple[int, int]:
-    """Return (width, height) in pixels; many tools write none, or zeros."""
-    texts = [tree.findtext(f"size/{key}") for key in ("width", "height")]
-    if all(text is None or text.strip() in ("", "0") for text in texts):
-        try:
-            with Image.open(sample.image) as image:
-                return image.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{sample.xml} has no size and the image {sample.image} is broken: {error}"
-            ) from error
-    sizes = [_number(text, f"{sample.xml}, size") for text in texts]
-    if min(sizes) < 1 or any(value != int(value) for value in sizes):
-        raise UserError(f"{sample.xml} has a size of {texts[0]}x{texts[1]} pixels")
-    return int(sizes[0]), int(sizes[1])
-
-
-def _box(element: ElementTree.Element, where: str) -> list[float] | None:
-    """Return x0, y0, x1, y1 in pixels counted from 0, or None for a box without extent."""
-    box = element.find("bndbox")
-    if box is None:
-        raise UserError(f"{where} has no bndbox")
-    x0, y0, x1, y1 = (
-        _number(box.findtext(key), f"{where}, {key}") for key in ("xmin", "ymin", "xmax", "ymax")
-    )
-    if x1 < x0 or y1 < y0:
-        raise UserError(f"{where} has a box of negative size: {x0:g}, {y0:g} to {x1:g}, {y1:g}")
-    if x1 == x0 or y1 == y0:
-        return None
-    return [x0 - 1, y0 - 1, x1, y1]
-
-
-def _number(text: str | None, where: str) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: a finite number is expected, got {text!r}")
-    return value
-
-
-def _text(element: ElementTree.Element, key: str, where: str) -> str:
-    text = (element.findtext(key) or "").strip()
-    if not text:
-        raise UserError(f"{where} has no {key}")
-    return text
-
-
-def _flag(element: ElementTree.Element, key: str, where: str) -> int:
-    text = (element.findtext(key) or "0").strip()
-    if text not in ("0", "1"):
-        raise UserError(f"{where}: {key} is 0 or 1, got {text!r}")
-    return int(text)
-
-
-def _read_masks(
-    sample: _Sample, size: tuple[int, int], num_objects: int
-) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """Return (H, W) with the number of the object in the XML, from 1; 0 and 255 are none."""
-    try:
-        with Image.open(sample.masks or "") as image:
-            mode, masks = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"the mask file {sample.masks} is broken: {error}") from error
-    if mode not in ("P", "L"):
-        raise UserError(
-            f"{sample.masks} is of mode {mode}; objects are told apart by the index of a palette"
-        )
-    if masks.shape != size:
-        raise UserError(
-            f"{sample.masks} has {masks.shape[1]}x{masks.shape[0]} pixels, but {sample.xml} "
-            f"says {size[1]}x{size[0]}"
-        )
-    highest = int(masks[masks != _VOID].max(initial=0))
-    if highest > num_objects:
-        raise UserError(
-            f"{sample.masks} has an object {highest}, but {sample.xml} has only {num_objects}"
-        )
-    return masks
