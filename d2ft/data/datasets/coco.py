@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from detectron2.structures import BoxMode
 
@@ -110,7 +110,7 @@ def _read(json_file: Path) -> dict[str, list[Json]]:
                 f"{json_file} has no list of {key}; COCO's format is an object with the lists "
                 "images, annotations and categories"
             )
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _category_names(content: dict[str, list[Json]], json_file: Path) -> dict[int, str]:
@@ -217,17 +217,17 @@ def _instance(annotation: Json, category: int, size: tuple[int, int]) -> Json:
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict) and segmentation:
         instance["segmentation"] = check_rle(segmentation, size)
-    elif segmentation:
+    elif isinstance(segmentation, list) and segmentation:
         _check_polygons(segmentation)
         instance["segmentation"] = segmentation
+    elif segmentation:
+        raise ValueError("has a segmentation that is neither a list of polygons nor an RLE")
     if "keypoints" in annotation:
         instance["keypoints"] = _keypoints(annotation["keypoints"])
     return instance
 
 
-def _check_polygons(polygons: Any) -> None:
-    if not isinstance(polygons, list):
-        raise ValueError("has a segmentation that is neither a list of polygons nor an RLE")
+def _check_polygons(polygons: list[Any]) -> None:
     for number, polygon in enumerate(polygons, start=1):
         if not _are_numbers(polygon):
             raise ValueError(f"has a polygon, number {number}, that is no list of finite numbers")
@@ -245,7 +245,7 @@ def _keypoints(values: Any) -> list[float]:
     return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(values)]
 
 
-def _are_numbers(values: Any) -> bool:
+def _are_numbers(values: Any) -> TypeGuard[list[float]]:
     # By built-in functions alone, as COCO has 40 million numbers.
     try:
         return (
