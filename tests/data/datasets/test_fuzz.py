@@ -76,7 +76,8 @@ def _run(originals, path, load):
             continue
         loaded += 1
         _assert_usable(records)
-    assert loaded and messages
+    assert loaded
+    assert messages
     assert [message for message in messages if path.stem not in message] == []
 
 
