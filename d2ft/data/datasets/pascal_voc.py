@@ -106,7 +106,8 @@ def load_voc_instances(
     VOC counts pixels from 1 and a box includes its last pixel, so 1 is taken from xmin and ymin,
     as in Detectron2. Objects whose xmin equals xmax or ymin equals ymax are left out, and counted
     in the log. If every image of the split has a SegmentationObject file, objects get their masks;
-    else none gets one, which the log says. The result is cached on disk.
+    else none gets one, which the log says. The mask of an object without pixels there is empty. The
+    result is cached on disk.
 
     Args:
         root: folder of ``Annotations``, ``ImageSets`` and ``JPEGImages``.

@@ -114,10 +114,10 @@ def test_official_masks_are_the_pixels_of_the_objects(samples):
     for number, annotation in enumerate(record["annotations"], start=1):
         mask = mask_util.decode(annotation["segmentation"])
         assert np.array_equal(mask, ids == number)
-        # The devkit's boxes are those of the masks, but for a few pixels.
+        # The masks end where the void border of some 5 pixels begins, the boxes lie around it.
         ys, xs = np.nonzero(mask)
         around = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert np.abs(np.subtract(annotation["bbox"], around)).max() <= 3
+        assert np.abs(np.subtract(annotation["bbox"], around)).max() <= 6
 
 
 def test_without_a_mask_for_every_image_there_are_boxes_only(samples, caplog):
