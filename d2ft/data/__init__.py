@@ -10,6 +10,19 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
+from d2ft.data.datasets.kitti import (  # noqa: E402
+    load_kitti_instances,
+    register_kitti_instances,
+    write_kitti_split,
+)
+from d2ft.data.datasets.wider_face import (  # noqa: E402
+    load_wider_face_instances,
+    register_wider_face_instances,
+)
+from d2ft.data.declared import (  # noqa: E402
+    register_declared_datasets,
+    resolve_from_data,
+)
 from d2ft.data.derived import register_derived_datasets  # noqa: E402
 from d2ft.data.loader import (  # noqa: E402
     build_test_loader,
@@ -24,9 +37,16 @@ __all__ = [
     "class_names",
     "epoch_samples",
     "load_cityscapes_instances",
+    "load_kitti_instances",
+    "load_wider_face_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
+    "register_declared_datasets",
     "register_derived_datasets",
     "register_instances",
+    "register_kitti_instances",
+    "register_wider_face_instances",
+    "resolve_from_data",
     "training_records",
+    "write_kitti_split",
 ]

@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 
 from d2ft.data.datasets.cityscapes import register_cityscapes_instances
+from d2ft.data.datasets.kitti import register_kitti_instances
+from d2ft.data.datasets.wider_face import register_wider_face_instances
 
 
 def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> None:
     """
     Register d2ft's built-in datasets; nothing is read until one of them is used.
 
-    Names: ``cityscapes_instance_{train,val}``.
+    Names: ``{cityscapes_instance,kitti_2d,wider_face}_{train,val}``.
 
     Args:
         root: folder of the datasets; by default ``$DETECTRON2_DATASETS``, else ``datasets``, as
@@ -23,4 +25,12 @@ def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> Non
             f"cityscapes_instance_{split}",
             cityscapes / "leftImg8bit" / split,
             cityscapes / "gtFine" / split,
+        )
+        register_kitti_instances(
+            f"kitti_2d_{split}", root / "kitti", root / "kitti" / "ImageSets" / f"{split}.txt"
+        )
+        register_wider_face_instances(
+            f"wider_face_{split}",
+            root / "widerface" / f"WIDER_{split}" / "images",
+            root / "widerface" / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt",
         )
