@@ -83,6 +83,12 @@ def load_wider_face_instances(
     else:
         _refuse_repeated(names, annotations)
         sources = [annotations, *(image_dir / "Annotations" / f"{name}.xml" for name in names)]
+        missing = [path for path in sources[1:] if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{annotations} has no line that is the path of an image, so it is read as a list "
+                f"of names, but {missing[0]} does not exist"
+            )
         faces = dict(_parse_xml(path, image_dir) for path in sources[1:])
     for image in faces:
         if not image.is_file():
