@@ -43,7 +43,7 @@ def _register_coco(name: str, json_file: Path, image_dir: Path) -> None:
         categories = json.load(file)["categories"]
     register_instances(
         name,
-        functools.partial(load_coco_json, str(json_file), str(image_dir)),
+        functools.partial(load_coco_json, str(json_file), str(image_dir), name),
         thing_classes=[c["name"] for c in sorted(categories, key=lambda c: int(c["id"]))],
     )
 

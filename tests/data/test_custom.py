@@ -100,7 +100,7 @@ def test_the_format_decides_the_evaluator(tmp_path):
         ("{JSON: data/train.json}", r"CUSTOM.mine has no FORMAT; known are .*coco"),
         ("{FORMAT: coc}", r"CUSTOM.mine.FORMAT \(my.yaml:3\) is 'coc'; did you mean coco\?"),
         ("{FORMAT: yolo9}", "is 'yolo9'; known are .*coco.*kitti"),
-        ("{FORMAT: [coco]}", r"FORMAT .* is \['coco'\]; known"),
+        ("{FORMAT: [coco]}", r"FORMAT .* is \['coco'\]; did you mean coco"),
         ("{FORMAT: coco, JSON: data/train.json}", r"mine \(my.yaml:3\) lacks IMAGES: FORMAT coco"),
         (
             "{FORMAT: coco, JSON: data/train.json, IMAGE: data/images}",
