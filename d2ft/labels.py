@@ -74,6 +74,14 @@ CITYSCAPES_INSTANCE_CLASSES: tuple[str, ...] = tuple(
     label.name for label in CITYSCAPES_INSTANCE_LABELS
 )
 
+# The 20 classes in alphabetical order, as Detectron2 and MMDetection number them:
+# http://host.robots.ox.ac.uk/pascal/VOC/voc2012/#devkit, VOCinit.m.
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
 # The 80 classes in the order of their category ids:
 # https://cocodataset.org/#download, instances_val2017.json, "categories".
 COCO_CLASSES: tuple[str, ...] = (

@@ -10,10 +10,18 @@ from d2ft.data.datasets.cityscapes import (  # noqa: E402
     load_cityscapes_instances,
     register_cityscapes_instances,
 )
+from d2ft.data.datasets.coco import (  # noqa: E402
+    load_coco_instances,
+    register_coco_instances,
+)
 from d2ft.data.datasets.kitti import (  # noqa: E402
     load_kitti_instances,
     register_kitti_instances,
     write_kitti_split,
+)
+from d2ft.data.datasets.pascal_voc import (  # noqa: E402
+    load_voc_instances,
+    register_voc_instances,
 )
 from d2ft.data.datasets.wider_face import (  # noqa: E402
     load_wider_face_instances,
@@ -37,14 +45,18 @@ __all__ = [
     "class_names",
     "epoch_samples",
     "load_cityscapes_instances",
+    "load_coco_instances",
     "load_kitti_instances",
+    "load_voc_instances",
     "load_wider_face_instances",
     "register_builtin_datasets",
     "register_cityscapes_instances",
+    "register_coco_instances",
     "register_declared_datasets",
     "register_derived_datasets",
     "register_instances",
     "register_kitti_instances",
+    "register_voc_instances",
     "register_wider_face_instances",
     "resolve_from_data",
     "training_records",

@@ -5,14 +5,21 @@ from pathlib import Path
 
 from d2ft.data.datasets.cityscapes import register_cityscapes_instances
 from d2ft.data.datasets.kitti import register_kitti_instances
+from d2ft.data.datasets.pascal_voc import register_voc_instances
 from d2ft.data.datasets.wider_face import register_wider_face_instances
+
+_VOC_SPLITS = {
+    "2007": ("train", "val", "trainval", "test"),
+    "2012": ("train", "val", "trainval"),
+}
 
 
 def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> None:
     """
     Register d2ft's built-in datasets; nothing is read until one of them is used.
 
-    Names: ``{cityscapes_instance,kitti_2d,wider_face}_{train,val}``.
+    Names: ``{cityscapes_instance,kitti_2d,wider_face}_{train,val}``, ``voc2007_{train,val,trainval,test}``,
+    ``voc2012_{train,val,trainval}``.
 
     Args:
         root: folder of the datasets; by default ``$DETECTRON2_DATASETS``, else ``datasets``, as
@@ -34,3 +41,6 @@ def register_builtin_datasets(root: str | os.PathLike[str] | None = None) -> Non
             root / "widerface" / f"WIDER_{split}" / "images",
             root / "widerface" / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt",
         )
+    for year, splits in _VOC_SPLITS.items():
+        for split in splits:
+            register_voc_instances(f"voc{year}_{split}", root / f"VOC{year}", split, year=int(year))

@@ -32,7 +32,7 @@ def register_instances(
     name: str,
     loader: Callable[[], DatasetDicts],
     *,
-    thing_classes: Sequence[str],
+    thing_classes: Sequence[str] | None,
     evaluator_type: str = "coco",
     **metadata: Any,
 ) -> None:
@@ -43,7 +43,8 @@ def register_instances(
         name: a name that Detectron2 does not own; it goes into DATASETS.TRAIN or DATASETS.TEST.
         loader: returns Detectron2's standard dataset dicts, the same on every call. It runs when
             the data is needed, not here.
-        thing_classes: class names; ``category_id`` is the index into them.
+        thing_classes: class names; ``category_id`` is the index into them. None if ``loader``
+            finds them in the files and calls :func:`add_metadata`.
         evaluator_type: key of ``EVALUATOR_REGISTRY``; "coco" is box and mask AP.
         metadata: further entries for MetadataCatalog, as the evaluator needs them.
 
@@ -53,13 +54,8 @@ def register_instances(
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"a dataset name is a string that is not empty, got {name!r}")
-    if isinstance(thing_classes, str) or not all(isinstance(c, str) for c in thing_classes):
-        raise UserError(f"{name}: thing_classes is a list of class names, got {thing_classes!r}")
-    if not thing_classes:
-        raise UserError(f"{name}: thing_classes is empty; a dataset has at least one class")
-    repeated = sorted({c for c in thing_classes if list(thing_classes).count(c) > 1})
-    if repeated:
-        raise UserError(f"{name}: thing_classes holds {', '.join(map(repr, repeated))} twice")
+    if thing_classes is not None:
+        metadata["thing_classes"] = _checked_classes(name, thing_classes)
     if name in DatasetCatalog and name not in _OWN_NAMES:
         raise UserError(
             f"the dataset name {name!r} is already registered by Detectron2 or another package; "
@@ -67,10 +63,35 @@ def register_instances(
         )
     unregister(name)
     DatasetCatalog.register(name, loader)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(thing_classes), evaluator_type=evaluator_type, **metadata
-    )
+    MetadataCatalog.get(name).set(evaluator_type=evaluator_type, **metadata)
     _OWN_NAMES.add(name)
+
+
+def add_metadata(name: str, *, thing_classes: Sequence[str], **metadata: Any) -> None:
+    """
+    Write down what a loader learns about its dataset when it reads the files.
+
+    Args:
+        name: a dataset that :func:`register_instances` registered.
+        thing_classes: class names; ``category_id`` is the index into them.
+        metadata: further entries for MetadataCatalog.
+
+    Raises:
+        UserError: if a class comes twice or there is none.
+    """
+    classes = _checked_classes(name, thing_classes)
+    MetadataCatalog.get(name).set(thing_classes=classes, **metadata)
+
+
+def _checked_classes(name: str, thing_classes: Sequence[str]) -> list[str]:
+    if isinstance(thing_classes, str) or not all(isinstance(c, str) for c in thing_classes):
+        raise UserError(f"{name}: thing_classes is a list of class names, got {thing_classes!r}")
+    if not thing_classes:
+        raise UserError(f"{name}: thing_classes is empty; a dataset has at least one class")
+    repeated = sorted({c for c in thing_classes if list(thing_classes).count(c) > 1})
+    if repeated:
+        raise UserError(f"{name}: thing_classes holds {', '.join(map(repr, repeated))} twice")
+    return list(thing_classes)
 
 
 def unregister(name: str) -> None:
@@ -115,8 +136,8 @@ def class_names(name: str) -> tuple[str, ...]:
     """
     require_registered(name)
     names = MetadataCatalog.get(name).get("thing_classes")
-    if names is None and name not in _OWN_NAMES:
-        # Detectron2's COCO-like loaders write the class names when the annotations are first read.
+    if names is None:
+        # COCO-like loaders write the class names when the annotations are first read.
         DatasetCatalog.get(name)
         names = MetadataCatalog.get(name).get("thing_classes")
     if names is None:

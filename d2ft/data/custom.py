@@ -10,7 +10,6 @@ Paths are relative to the working directory.
 
 import difflib
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from d2ft.config import who_set
-from d2ft.data.catalog import register_instances
 from d2ft.data.datasets.cityscapes import register_cityscapes_instances
+from d2ft.data.datasets.coco import register_coco_instances
 from d2ft.data.datasets.kitti import register_kitti_instances
+from d2ft.data.datasets.pascal_voc import register_voc_instances
 from d2ft.data.datasets.wider_face import register_wider_face_instances
 from d2ft.errors import UserError
 
@@ -38,18 +37,14 @@ class _Format:
     optional: Mapping[str, str] = field(default_factory=dict)
 
 
-def _register_coco(name: str, json_file: Path, image_dir: Path) -> None:
-    with json_file.open(encoding="utf-8") as file:
-        categories = json.load(file)["categories"]
-    register_instances(
-        name,
-        functools.partial(load_coco_json, str(json_file), str(image_dir), name),
-        thing_classes=[c["name"] for c in sorted(categories, key=lambda c: int(c["id"]))],
-    )
-
-
 _FORMATS = {
-    "coco": _Format(_register_coco, {"JSON": "json_file", "IMAGES": "image_dir"}),
+    "coco": _Format(register_coco_instances, {"JSON": "json_file", "IMAGES": "image_root"}),
+    # Classes that are not given are those of the XML files, not VOC's own 20.
+    "voc": _Format(
+        functools.partial(register_voc_instances, thing_classes=None),
+        {"ROOT": "root", "SPLIT": "split"},
+        {"CLASSES": "thing_classes"},
+    ),
     "cityscapes": _Format(
         register_cityscapes_instances, {"IMAGES": "image_dir", "LABELS": "gt_dir"}
     ),
@@ -71,7 +66,7 @@ def register_custom_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     """
     Check DATASETS.CUSTOM whole, and register those of its sets that are among ``names``.
 
-    Class names may have to be read from the annotations; no image is opened.
+    No annotation is read before class names or the data are asked for.
 
     Args:
         cfg: DATASETS.CUSTOM is read.

@@ -77,34 +77,6 @@ def decode_mask(rle: RunLengths) -> torch.Tensor:
     return torch.from_numpy(mask_util.decode(rle)).view(torch.bool)
 
 
-def check_rle(rle: Any, size: tuple[int, int]) -> RunLengths:
-    """
-    Return a run-length code in compressed form, after checking that it can be decoded.
-
-    pycocotools takes a code that does not fill its frame and leaves the rest of the mask
-    uninitialised, so whatever comes from a file passes through here.
-
-    Args:
-        rle: what a file has; the counts compressed, or a list of numbers.
-        size: (height, width) that it has to have.
-
-    Raises:
-        ValueError: if it is no run-length code, has another size or does not fill its frame.
-    """
-    if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle):
-        raise ValueError("is no run-length code with 'size' and 'counts'")
-    if rle["size"] != list(size):
-        raise ValueError(f"has the size {rle['size']}, and its image [{size[0]}, {size[1]}]")
-    counts = rle["counts"]
-    lengths = np.asarray(counts) if isinstance(counts, list) else _run_lengths(counts)
-    total = size[0] * size[1]
-    if lengths.dtype.kind != "i" or (lengths < 0).any() or lengths.sum() != total:
-        raise ValueError(f"has runs that do not add up to the {total} pixels of its image")
-    if isinstance(counts, list):
-        return dict(mask_util.frPyObjects({"size": list(size), "counts": counts}, *size))
-    return {"size": list(size), "counts": counts}
-
-
 def _edges(mask: Array) -> Array:
     """Return where a mask changes, counting pixels column after column."""
     window = mask_window(mask)
@@ -119,30 +91,3 @@ def _edges(mask: Array) -> Array:
     # A run that reaches the bottom goes on where the next column begins at the top.
     joins = np.flatnonzero(edges[1:] == edges[:-1])
     return np.delete(edges, np.concatenate((joins, joins + 1)))
-
-
-def _run_lengths(counts: Any) -> Array:
-    """
-    Return the lengths that a compressed code stands for.
-
-    Six bits a character from "0" on: five of the number, lowest first, and one that says that it
-    goes on; the fifth of the last is its sign. From the fourth number on, it is the difference
-    to the one two places before: ``rleFrString`` in
-    https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
-    """
-    if not isinstance(counts, str) or not counts.isascii():
-        raise ValueError("has counts that are neither text nor a list of numbers")
-    bits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    if not bits.size or (bits < 0).any() or (bits > 63).any() or bits[-1] & 32:
-        raise ValueError("has counts that are no compressed run lengths")
-    ends = np.flatnonzero(bits < 32)
-    starts = np.append(0, ends[:-1] + 1)
-    digits = ends - starts + 1
-    if digits.max() > 7:
-        raise ValueError("has counts that are no compressed run lengths")
-    place = np.arange(len(bits)) - np.repeat(starts, digits)
-    values = np.add.reduceat((bits & 31) << (5 * place), starts)
-    values -= np.where(bits[ends] & 16, 1 << (5 * digits), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values

@@ -16,8 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 
 from d2ft.errors import UserError
-from d2ft.evaluation.masks import check_rle
 from d2ft.evaluation.predictions import category_ids, results_to_instances
+from d2ft.rle import check_rle
 
 _CHUNK_BYTES = 1 << 20
 

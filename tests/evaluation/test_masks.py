@@ -4,7 +4,8 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from d2ft.evaluation.masks import RleMasks, check_rle, decode_mask, encode_mask, mask_window
+from d2ft.evaluation.masks import RleMasks, decode_mask, encode_mask, mask_window
+from d2ft.rle import check_rle
 
 
 def _stock(mask):
