@@ -70,7 +70,7 @@ def resolve_from_data(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:
         shown = f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
         _follow(cfg, key, len(classes), names, f"its classes are {shown}")
     if cfg.MODEL.MASK_ON:
-        # "ignore" regions and crowd count as well: they are checked like the others.
+        # Crowd says nothing: COCO stores it as bitmaps among polygons, boxes alone may have it too.
         masks = [
             annotation.get("segmentation")
             for name in names
