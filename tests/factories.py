@@ -1,5 +1,6 @@
 """Miniature datasets and models that tests share; the scenes come from d2ft's own generator."""
 
+import json
 import pickle
 import sys
 import types
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 from d2ft.config import load_cfg
 from d2ft.data.synthetic import write_mini_cityscapes
@@ -70,6 +72,40 @@ def write_cityscapes(root: Path, *, train: int = 4, val: int = 2) -> Path:
     write_mini_cityscapes(
         root / "cityscapes", splits={"train": train, "val": val}, image_size=(64, 128), seed=3
     )
+    return root
+
+
+def write_coco(root: Path, *, train: int = 4, val: int = 2, classes=("cat", "dog")) -> Path:
+    """Write COCO json of 64x96 images, an instance of each class in each, with polygons."""
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, number in (("train", train), ("val", val)):
+        content = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 3 * i + 1, "name": name} for i, name in enumerate(classes)],
+        }
+        for k in range(number):
+            name = f"{split}_{k}.png"
+            pixels = rng.integers(0, 80, (64, 96, 3), dtype=np.uint8)
+            content["images"].append({"id": k, "file_name": name, "height": 64, "width": 96})
+            for category in content["categories"]:
+                x, y = (int(v) for v in rng.integers(0, 30, 2))
+                w, h = (int(v) for v in rng.integers(16, 34, 2))
+                pixels[y : y + h, x : x + w] += np.uint8(30 * category["id"])
+                content["annotations"].append(
+                    {
+                        "id": len(content["annotations"]) + 1,
+                        "image_id": k,
+                        "category_id": category["id"],
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )
+            Image.fromarray(pixels).save(root / "images" / name)
+        (root / f"{split}.json").write_text(json.dumps(content))
     return root
 
 

@@ -65,7 +65,7 @@ def test_the_five_parts_of_the_readme_are_those_of_the_config():
     shown = {}
     for parameter in _blocks("yaml"):
         document, block = parameter.values
-        if document.parent == PROJECT:
+        if document.parent == PROJECT and "CUSTOM" not in block:
             for key, value in yaml.safe_load(block).items():
                 shown.setdefault(key, {}).update(value if isinstance(value, dict) else {"": value})
     cfg = load_cfg(PROJECT / "configs" / "cityscapes_ft.yaml")

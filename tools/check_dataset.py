@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from d2ft.config import load_cfg
-from d2ft.data import register_builtin_datasets
+from d2ft.data import register_builtin_datasets, register_declared_datasets
 from d2ft.errors import UserError
 from d2ft.files import atomic_write
 from d2ft.preflight.check_dataset import load_records
@@ -37,6 +37,7 @@ def main() -> int:
         parser.error("give the names of datasets or --config-file")
     register_builtin_datasets()
     cfg = load_cfg(args.config_file, args.opts)
+    register_declared_datasets(cfg, args.names or None)
     train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
     if args.names:
         train, test = args.names[:1], args.names[1:]

@@ -16,13 +16,20 @@ import random
 import sys
 from pathlib import Path
 
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
 from d2ft.config import load_cfg
-from d2ft.data import class_names, register_builtin_datasets
+from d2ft.data import (
+    class_names,
+    register_builtin_datasets,
+    register_declared_datasets,
+    resolve_from_data,
+)
+from d2ft.data.bad_images import BadImageError
 from d2ft.data.draw import draw_annotations, draw_mapped
+from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.stream import seed_generators
 from d2ft.errors import UserError
 from d2ft.files import atomic_write
@@ -49,9 +56,11 @@ def main() -> int:
     register_builtin_datasets()
     cfg = load_cfg(args.config_file, args.opts)
     names = args.names or cfg.DATASETS.TRAIN
+    register_declared_datasets(cfg, names)
+    cfg = resolve_from_data(cfg)
     if not names:
         parser.error("give the names of datasets, or a --config-file with DATASETS.TRAIN")
-    mapper = DatasetMapper(cfg, is_train=True) if args.mapped else None
+    mapper = FinetuneDatasetMapper(cfg, is_train=True) if args.mapped else None
     skipped = 0
     for name in names:
         records = load_records(name)
@@ -71,7 +80,7 @@ def main() -> int:
                     picture = draw_mapped(record, metadata, mapper, cfg.INPUT.FORMAT)
                 else:
                     picture = draw_annotations(record, metadata)
-            except UNREADABLE as error:
+            except (*UNREADABLE, BadImageError) as error:
                 skipped += 1
                 tqdm.write(f"skipped {source}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue

@@ -98,6 +98,9 @@ def _add_learning_keys(cfg: CfgNode) -> None:
 
 
 def _add_data_shape_keys(cfg: CfgNode) -> None:
+    # Datasets of one's own: name -> what d2ft/data/custom.py lists, as
+    # "my_train: {FORMAT: coco, JSON: data/train.json, IMAGES: data/images}".
+    cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     # Datasets made of others: name -> what d2ft/data/derived.py lists, as
     # "my_train: {FROM: [a, b], CLASSES: [cat, dog], FRACTION: 0.1, SEED: 0, REPEAT: 8}".
     cfg.DATASETS.DERIVED = CfgNode(new_allowed=True)

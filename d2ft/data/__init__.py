@@ -24,6 +24,7 @@ from d2ft.data.datasets.wider_face import (  # noqa: E402
     load_wider_face_instances,
     register_wider_face_instances,
 )
+from d2ft.data.declared import register_declared_datasets, resolve_from_data  # noqa: E402
 from d2ft.data.derived import register_derived_datasets  # noqa: E402
 from d2ft.data.loader import (  # noqa: E402
     build_test_loader,
@@ -45,11 +46,13 @@ __all__ = [
     "register_builtin_datasets",
     "register_cityscapes_instances",
     "register_coco_instances",
+    "register_declared_datasets",
     "register_derived_datasets",
     "register_instances",
     "register_kitti_instances",
     "register_voc_instances",
     "register_wider_face_instances",
+    "resolve_from_data",
     "training_records",
     "write_kitti_split",
 ]

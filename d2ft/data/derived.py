@@ -13,7 +13,7 @@ The split comes first, so that both parts belong together however they are shape
 import difflib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -51,15 +51,35 @@ _KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
 }
 
 
-def register_derived_datasets(cfg: CfgNode) -> None:
+def with_sources(cfg: CfgNode, names: Iterable[str]) -> tuple[str, ...]:
     """
-    Check DATASETS.DERIVED and register those sets that DATASETS.TRAIN and TEST ask for.
+    Return ``names``, and of derived sets all that they are made of, each once.
+
+    Raises:
+        UserError: for an entry of DATASETS.DERIVED that is wrong.
+    """
+    for name in cfg.DATASETS.DERIVED:
+        _check_entry(cfg, name)
+    found: dict[str, None] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop(0)
+        if name not in found:
+            found[name] = None
+            waiting.extend(cfg.DATASETS.DERIVED[name].FROM if name in cfg.DATASETS.DERIVED else ())
+    return tuple(found)
+
+
+def register_derived_datasets(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
+    """
+    Check DATASETS.DERIVED and register those sets that are asked for.
 
     Their sources have to be registered before, in every process. A derived set is evaluated
     COCO-style whatever its sources are: official evaluations read the whole set from its files.
 
     Args:
         cfg: DATASETS is read.
+        names: of the datasets in use; by default those of DATASETS.TRAIN and TEST.
 
     Raises:
         UserError: for an entry that is wrong, names an unknown source or class, or leads back to
@@ -68,7 +88,7 @@ def register_derived_datasets(cfg: CfgNode) -> None:
     entries = cfg.DATASETS.DERIVED
     for name in entries:
         _check_entry(cfg, name)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else names:
         _register(cfg, name, chain=())
     for name in cfg.DATASETS.TEST:
         repeating = [key for key in _REPEATING if name in entries and key in entries[name]]

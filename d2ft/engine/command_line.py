@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
 from d2ft.config import load_cfg
-from d2ft.data import register_builtin_datasets, register_derived_datasets
+from d2ft.data import register_builtin_datasets, register_declared_datasets, resolve_from_data
 from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg
 from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
@@ -67,7 +67,9 @@ def check_and_launch(
     setup_logger(name="d2ft")
     register()
     cfg = load_cfg(args.config_file, args.opts)
-    register_derived_datasets(cfg)
+    register_declared_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
+    # The processes get what it sets with the config.
+    cfg = resolve_from_data(cfg, eval_only=args.eval_only)
     num_processes = max(1, args.num_gpus)  # Detectron2 takes 0 for a single one too
     resolved = resolve_cfg(cfg)
     _check_devices(resolved, num_processes)
@@ -110,7 +112,7 @@ def _run_process(
     cfg: CfgNode, args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer]
 ) -> dict[str, Any] | None:
     register()
-    register_derived_datasets(cfg)
+    register_declared_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
     # Here and not before the launch: all machines have to agree on a random seed.
     cfg = resolve_cfg(cfg)
     if args.eval_only:

@@ -24,7 +24,8 @@ from d2ft.data import (
     build_train_loader,
     class_names,
     epoch_samples,
-    register_derived_datasets,
+    register_declared_datasets,
+    resolve_from_data,
     training_records,
 )
 from d2ft.data.bad_images import BadImages
@@ -80,7 +81,8 @@ class FinetuneTrainer(DefaultTrainer):
             UserError: for what the checks before a run find.
         """
         cfg = resolve_cfg(cfg)
-        register_derived_datasets(cfg)
+        register_declared_datasets(cfg)
+        cfg = resolve_from_data(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg)
         samples = epoch_samples(cfg, records)

@@ -10,15 +10,10 @@ from detectron2.data import DatasetCatalog
 
 from d2ft.config import get_value, who_set
 from d2ft.data.catalog import class_names, require_registered
+from d2ft.data.declared import NUM_CLASSES_KEYS
 from d2ft.errors import UserError
 from d2ft.evaluation import require_evaluator
 from d2ft.preflight.inspect_dataset import inspect_records
-
-# The key that holds the number of classes, by meta-architecture. Others are not checked.
-_NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-}
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]]:
@@ -109,7 +104,7 @@ def _quoted(class_name: str | None) -> str:
 
 
 def _check_num_classes(cfg: CfgNode, name: str) -> None:
-    key = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     if key is None:
         return
     number, classes = get_value(cfg, key), class_names(name)
