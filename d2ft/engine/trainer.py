@@ -3,6 +3,7 @@
 import json
 import logging
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ from d2ft.config import who_set
 from d2ft.data import (
     build_test_loader,
     build_train_loader,
+    check_same_records,
     class_names,
+    describe_records,
     epoch_samples,
     training_records,
 )
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.interrupt import Interruption
 from d2ft.engine.phases import FreezePhases
+from d2ft.engine.resume import ResumeInStep
 from d2ft.engine.rng import StepSeed
+from d2ft.engine.run_folder import check_output_dir, is_complete, mark_complete, run_lock
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
@@ -83,6 +89,7 @@ class FinetuneTrainer(DefaultTrainer):
         cfg = resolve_schedule(cfg, samples)
         images = len({record["file_name"] for record in records})
         self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
+        self._data = describe_records(records)
         if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
             setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
         self.seed: int = cfg.SEED
@@ -94,7 +101,7 @@ class FinetuneTrainer(DefaultTrainer):
         logger.info("Schedule:\n%s", table)
 
     def build_hooks(self) -> list[HookBase]:
-        """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
+        """Return Detectron2's hooks, seeded and resumable, with LOG_PERIOD in the place of 20."""
         # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
         self.checkpointer = self.build_checkpointer(
             self.cfg,
@@ -111,7 +118,12 @@ class FinetuneTrainer(DefaultTrainer):
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD
-        return built
+        self._interruption = Interruption(self.checkpointer)
+        self._resume = ResumeInStep(self.checkpointer, self.cfg.OUTPUT_DIR)
+        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[evaluation]._func = self._interruption.guard(built[evaluation]._func)
+        # Behind the checkpointer: what follows is what a resumed run has still to do.
+        return [*built[:evaluation], self._interruption, self._resume, *built[evaluation:]]
 
     def _build_phases(self) -> list[HookBase]:
         if not self.cfg.FINETUNE.PHASES:
@@ -123,7 +135,9 @@ class FinetuneTrainer(DefaultTrainer):
         Train from where the weights or the checkpoint stand; return the last evaluation.
 
         Raises:
-            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER.
+            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER, or OUTPUT_DIR
+                holds another run or is in use by one.
+            RunInterrupted: with the exit code, after a signal; the run can be resumed.
         """
         if self.start_iter > self.max_iter:
             raise UserError(
@@ -131,9 +145,19 @@ class FinetuneTrainer(DefaultTrainer):
                 f"the checkpoint in {self.cfg.OUTPUT_DIR} has {self.start_iter} iterations; raise "
                 "it to train further"
             )
-        self._write_description()
-        if self.start_iter == self.max_iter:
-            return self._finish_complete_run()
+        check_output_dir(self.cfg.OUTPUT_DIR, resume=self.start_iter > 0)
+        is_main = comm.is_main_process()
+        with run_lock(self.cfg.OUTPUT_DIR) if is_main else nullcontext():
+            self._write_description()
+            if self._nothing_is_left():
+                return None
+            with self._interruption.listen():
+                self._train()
+            if is_main:
+                mark_complete(self.cfg.OUTPUT_DIR, self.max_iter)
+        return getattr(self, "_last_eval_results", None)
+
+    def _train(self) -> None:
         stream = getattr(self.data_loader, "dataset", None)
         if isinstance(stream, SampleStream):
             stream.seed, stream.start_iter = self.seed, self.start_iter
@@ -142,22 +166,37 @@ class FinetuneTrainer(DefaultTrainer):
                 "build_train_loader gives a loader without SampleStream: this resumed run does "
                 "not continue the data order of the stopped one"
             )
-        super().train()
-        return getattr(self, "_last_eval_results", None)
+        try:
+            super().train()
+        finally:
+            # Ends the loader's workers, also where an exception keeps the trainer alive.
+            self._trainer._data_loader_iter_obj = None
 
-    def _finish_complete_run(self) -> dict[str, Any] | None:
+    def before_train(self) -> None:
+        """Same as in the base class; a resumed run then ends the step of its checkpoint."""
+        super().before_train()
+        self._resume.end_step()
+
+    def _nothing_is_left(self) -> bool:
+        """Tell on all processes whether the run is complete, its last evaluation included."""
+        if self.start_iter < self.max_iter:
+            return False
         logger.info(
             "The run in %s is complete: %d of %d iterations. Nothing is left to train.",
             self.cfg.OUTPUT_DIR,
             self.start_iter,
             self.max_iter,
         )
-        # An evaluation takes the results of the one before away, so these tell that it ended.
         evaluated = (Path(self.cfg.OUTPUT_DIR) / RESULTS_FILE).is_file()
-        if not self.cfg.DATASETS.TEST or any(comm.all_gather(evaluated)):
-            return None
-        logger.info("Its last evaluation did not end: evaluating again.")
-        return self.test(self.cfg, self.model)
+        complete = (
+            (evaluated or not self.cfg.DATASETS.TEST)
+            and is_complete(self.cfg.OUTPUT_DIR, self.max_iter)
+            and self.checkpointer.resumed_final
+        )
+        complete = comm.all_gather(complete)[0]  # what the main process sees
+        if not complete:
+            logger.info("Its last evaluation did not end: evaluating again.")
+        return complete
 
     def _write_description(self) -> None:
         """Keep the resolved config, which trains the same run again, and what was checked."""
@@ -175,10 +214,11 @@ class FinetuneTrainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return DefaultTrainer's state and what the order of the data depends on."""
-        return {**super().state_dict(), **self._order()}
+        return {**super().state_dict(), **self._order(), "data": self._data}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a run to be resumed; its seed replaces that of the config."""
+        check_same_records(state_dict.get("data"), self._data, self.cfg.DATASETS.TRAIN)
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
         for name, value in self._order().items():
