@@ -58,6 +58,7 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     cfg.FINETUNE.UNMATCHED = "fresh"
     _add_schedule_keys(cfg)
     _add_learning_keys(cfg)
+    _add_safety_keys(cfg)
 
 
 def _add_schedule_keys(cfg: CfgNode) -> None:
@@ -89,6 +90,12 @@ def _add_learning_keys(cfg: CfgNode) -> None:
     cfg.FINETUNE.LAYER_DECAY = 1.0
     # Name or pattern as in FREEZE -> factor on the learning rate; the last that fits counts.
     cfg.FINETUNE.LR_FACTORS = CfgNode(new_allowed=True)
+
+
+def _add_safety_keys(cfg: CfgNode) -> None:
+    # Steps of the whole run that may be left out because their loss is NaN or infinite; the next
+    # such loss ends the run with an error that names the images.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
 def get_cfg() -> CfgNode:

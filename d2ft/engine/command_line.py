@@ -63,8 +63,8 @@ def run_train_net(
         # The metrics of a run that could not save its checkpoint do not fit on the disk either.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        message = error.__context__ if isinstance(error.__context__, UserError) else error
-        sys.exit(f"error: {message}")
+        cause = error.__context__
+        sys.exit(f"error: {cause if isinstance(cause, UserError) else error}")
 
 
 def _text_of_user_error(traceback: str) -> str | None:

@@ -86,6 +86,9 @@ class Interruption(HookBase):
         """Return ``evaluate`` as a function that a signal ends at once, with a checkpoint."""
 
         def evaluate_unless_interrupted() -> Any:
+            if self.trainer.iter == self.trainer.max_iter - 1:
+                # Detectron2 calls this after a failure in the last step as well.
+                return None
             self._stops_at_once = True
             try:
                 if self._signum:

@@ -20,6 +20,10 @@ METRICS_FILE = "metrics.json"
 # Iterations over which Detectron2's writers take the median of a loss.
 _WINDOW = 20
 
+# What tells of the machine is measured anew. Step times are not taken for the first steps of a
+# resumed run, so that a time from before would get a line of its own.
+_NOT_KEPT = {"time", "data_time", "rank_data_time", "eta_seconds"}
+
 
 class ResumeInStep(HookBase):
     """
@@ -58,6 +62,8 @@ class ResumeInStep(HookBase):
             return {}
         scalars = {}
         for name in storage.latest():
+            if name in _NOT_KEPT:
+                continue
             values = storage.history(name).values()
             scalars[name] = {
                 "smoothed": storage.smoothing_hints()[name],

@@ -30,6 +30,7 @@ from d2ft.data import (
     training_records,
 )
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.finite import FiniteLosses
 from d2ft.engine.interrupt import Interruption
 from d2ft.engine.phases import FreezePhases
 from d2ft.engine.resume import ResumeInStep
@@ -113,6 +114,7 @@ class FinetuneTrainer(DefaultTrainer):
         built = [
             *self._build_phases(),
             StepSeed(),
+            FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR),
             *(hook for hook in super().build_hooks() if hook is not None),
         ]
         for hook in built:

@@ -30,7 +30,7 @@ from tests.engine.runs import (
 from tests.factories import write_cityscapes, write_coco_weights
 
 MOMENTS = ("step", "checkpoint write", "evaluation", "any time")
-STEPS = 24
+STEPS = 12
 OPTIONS = [
     "SOLVER.MAX_ITER", STEPS,
     "SOLVER.CHECKPOINT_PERIOD", 3,
@@ -82,7 +82,7 @@ def kill_once(runs, folder, moment, source, seconds):
 
 def kill_and_resume(work, *, kills, workers, processes, portraits, seed):
     """Do the whole comparison in the folder ``work``; raise AssertionError where it fails."""
-    datasets = write_cityscapes(work / "data", train=8, val=4)
+    datasets = write_cityscapes(work / "data", train=8, val=2)
     if portraits:
         make_portraits(datasets)
     weights = write_coco_weights(work / "coco.pkl")
