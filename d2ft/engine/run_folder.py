@@ -9,6 +9,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
 
 from d2ft.errors import UserError
 from d2ft.files import atomic_write
@@ -94,6 +97,25 @@ def check_output_dir(output_dir: str, *, resume: bool) -> None:
             f"OUTPUT_DIR {output_dir} holds a run already, up to {tag.read_text().strip()}. Give "
             "--resume to go on with it, choose another OUTPUT_DIR, or remove the folder"
         )
+
+
+def write_description(cfg: CfgNode, seed: int, preflight: dict[str, Any]) -> None:
+    """
+    Keep the resolved config, which trains the same run again, and what was checked.
+
+    Args:
+        cfg: the resolved config.
+        seed: that the run has, which a checkpoint may have set.
+        preflight: for ``preflight.json``.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    output_dir = Path(cfg.OUTPUT_DIR)
+    with atomic_write(output_dir / "config.yaml") as file:
+        file.write(cfg.dump())
+    with atomic_write(output_dir / "preflight.json") as file:
+        json.dump(preflight, file, indent=2)
 
 
 def mark_complete(output_dir: str, iterations: int) -> None:

@@ -1,6 +1,5 @@
 """Train and evaluate: where data, weights, schedule and metrics meet."""
 
-import json
 import logging
 import weakref
 from contextlib import nullcontext
@@ -35,7 +34,13 @@ from d2ft.engine.interrupt import Interruption
 from d2ft.engine.phases import FreezePhases
 from d2ft.engine.resume import ResumeInStep
 from d2ft.engine.rng import StepSeed
-from d2ft.engine.run_folder import check_output_dir, is_complete, mark_complete, run_lock
+from d2ft.engine.run_folder import (
+    check_output_dir,
+    is_complete,
+    mark_complete,
+    run_lock,
+    write_description,
+)
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
@@ -150,7 +155,8 @@ class FinetuneTrainer(DefaultTrainer):
         check_output_dir(self.cfg.OUTPUT_DIR, resume=self.start_iter > 0)
         is_main = comm.is_main_process()
         with run_lock(self.cfg.OUTPUT_DIR) if is_main else nullcontext():
-            self._write_description()
+            if is_main:
+                write_description(self.cfg, self.seed, self._preflight)
             if self._nothing_is_left():
                 return None
             with self._interruption.listen():
@@ -190,29 +196,14 @@ class FinetuneTrainer(DefaultTrainer):
             self.max_iter,
         )
         evaluated = (Path(self.cfg.OUTPUT_DIR) / RESULTS_FILE).is_file()
-        complete = (
-            (evaluated or not self.cfg.DATASETS.TEST)
-            and is_complete(self.cfg.OUTPUT_DIR, self.max_iter)
-            and self.checkpointer.resumed_final
+        complete = self.checkpointer.resumed_final and is_complete(
+            self.cfg.OUTPUT_DIR, self.max_iter
         )
+        complete = complete and (evaluated or not self.cfg.DATASETS.TEST)
         complete = comm.all_gather(complete)[0]  # what the main process sees
         if not complete:
             logger.info("Its last evaluation did not end: evaluating again.")
         return complete
-
-    def _write_description(self) -> None:
-        """Keep the resolved config, which trains the same run again, and what was checked."""
-        if not comm.is_main_process():
-            return
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.SEED = self.seed
-        output_dir = Path(cfg.OUTPUT_DIR)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output_dir / "config.yaml") as file:
-            file.write(cfg.dump())
-        with atomic_write(output_dir / "preflight.json") as file:
-            json.dump(self._preflight, file, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return DefaultTrainer's state and what the order of the data depends on."""
