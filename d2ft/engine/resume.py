@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,19 @@ class ResumeInStep(HookBase):
                 for writer in hook._writers:
                     if isinstance(writer, (JSONWriter, TensorboardXWriter)):
                         yield writer
+
+
+def warn_of_other_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say which of the values that decide the order of the data a checkpoint has otherwise."""
+    for name, value in now.items():
+        if saved.get(name, value) != value:
+            logger.warning(
+                "The checkpoint was written with %s %s, now it is %s: the run goes on with other "
+                "batches than it would have had",
+                name,
+                saved[name],
+                value,
+            )
 
 
 def cut_metrics(path: Path, last_write: int) -> None:

@@ -124,7 +124,7 @@ def mark_complete(output_dir: str, iterations: int) -> None:
         json.dump({"iterations": iterations}, file)
 
 
-def is_complete(output_dir: str, iterations: int) -> bool:
+def is_complete(output_dir: str | Path, iterations: int) -> bool:
     """Tell whether a run of so many iterations was marked as complete."""
     path = Path(output_dir) / COMPLETE_FILE
     return path.is_file() and json.loads(path.read_text())["iterations"] == iterations

@@ -32,7 +32,7 @@ from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.finite import FiniteLosses
 from d2ft.engine.interrupt import Interruption
 from d2ft.engine.phases import FreezePhases
-from d2ft.engine.resume import ResumeInStep
+from d2ft.engine.resume import ResumeInStep, warn_of_other_order
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.run_folder import (
     check_output_dir,
@@ -195,11 +195,10 @@ class FinetuneTrainer(DefaultTrainer):
             self.start_iter,
             self.max_iter,
         )
-        evaluated = (Path(self.cfg.OUTPUT_DIR) / RESULTS_FILE).is_file()
-        complete = self.checkpointer.resumed_final and is_complete(
-            self.cfg.OUTPUT_DIR, self.max_iter
-        )
-        complete = complete and (evaluated or not self.cfg.DATASETS.TEST)
+        folder = Path(self.cfg.OUTPUT_DIR)
+        complete = self.checkpointer.resumed_final and is_complete(folder, self.max_iter)
+        if self.cfg.DATASETS.TEST:
+            complete = complete and (folder / RESULTS_FILE).is_file()
         complete = comm.all_gather(complete)[0]  # what the main process sees
         if not complete:
             logger.info("Its last evaluation did not end: evaluating again.")
@@ -214,15 +213,7 @@ class FinetuneTrainer(DefaultTrainer):
         check_same_records(state_dict.get("data"), self._data, self.cfg.DATASETS.TRAIN)
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
-        for name, value in self._order().items():
-            if state_dict.get(name, value) != value:
-                logger.warning(
-                    "The checkpoint was written with %s %s, now it is %s: the run goes on with "
-                    "other batches than it would have had",
-                    name,
-                    state_dict[name],
-                    value,
-                )
+        warn_of_other_order(state_dict, self._order())
 
     def _order(self) -> dict[str, int]:
         return {

@@ -1,5 +1,6 @@
 """Runs of ``tools/train_net.py`` as processes that tests may kill, and what is compared of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -58,7 +59,8 @@ class Runs:
 
 def kill_group(process):
     """Kill a run with all its processes, as the kernel or a scheduler does."""
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has come to its end by itself
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
