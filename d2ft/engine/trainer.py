@@ -116,8 +116,9 @@ class FinetuneTrainer(DefaultTrainer):
             report_dir=self.cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
         )
+        phases = self.cfg.FINETUNE.PHASES
         built = [
-            *self._build_phases(),
+            *([FreezePhases(Phases(phases))] if phases else []),
             StepSeed(),
             FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR),
             *(hook for hook in super().build_hooks() if hook is not None),
@@ -131,11 +132,6 @@ class FinetuneTrainer(DefaultTrainer):
         built[evaluation]._func = self._interruption.guard(built[evaluation]._func)
         # Behind the checkpointer: what follows is what a resumed run has still to do.
         return [*built[:evaluation], self._interruption, self._resume, *built[evaluation:]]
-
-    def _build_phases(self) -> list[HookBase]:
-        if not self.cfg.FINETUNE.PHASES:
-            return []
-        return [FreezePhases(Phases(self.cfg.FINETUNE.PHASES))]
 
     def train(self) -> dict[str, Any] | None:
         """
