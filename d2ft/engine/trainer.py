@@ -116,9 +116,8 @@ class FinetuneTrainer(DefaultTrainer):
             report_dir=self.cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
         )
-        phases = self.cfg.FINETUNE.PHASES
         built = [
-            *([FreezePhases(Phases(phases))] if phases else []),
+            *([FreezePhases(Phases(p))] if (p := self.cfg.FINETUNE.PHASES) else []),
             StepSeed(),
             FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR),
             *(hook for hook in super().build_hooks() if hook is not None),
