@@ -14,13 +14,13 @@ from detectron2.utils import comm
 from d2ft.checkpoint.class_names import check_class_names, known_classes
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit, remap_class_rows
+from d2ft.checkpoint.last_checkpoint import find_whole_checkpoint
 from d2ft.checkpoint.load_report import LoadReport
 from d2ft.checkpoint.safe_load import METADATA_KEY, load_checkpoint_file
 from d2ft.checkpoint.weights import (
     apply_query,
     build_load_report,
     fetch_weights,
-    find_last_checkpoint,
     match_names,
 )
 from d2ft.errors import UserError
@@ -80,17 +80,24 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         self._source = ""
         self._local_file = ""
         self._resuming = False
+        #: Whether what was resumed is the checkpoint of a last iteration.
+        self.resumed_final = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """
         Same as in the base class, but a resumed checkpoint has to give every tensor.
 
+        A last checkpoint that is damaged is passed over in favour of the one before.
+
         Raises:
-            UserError: as :meth:`load`; also if ``last_checkpoint`` names a file that is gone.
+            UserError: as :meth:`load`; also if ``last_checkpoint`` names a file that is gone, or
+                no checkpoint can be read.
         """
-        self._resuming = resume and bool(find_last_checkpoint(self.save_dir))
+        last = find_whole_checkpoint(self.save_dir) if resume else ""
+        self._resuming = bool(last)
+        self.resumed_final = os.path.basename(last) == "model_final.pth"
         try:
-            return super().resume_or_load(path, resume=resume)
+            return self.load(last) if last else self.load(path, checkpointables=[])
         finally:
             self._resuming = False
 
@@ -206,6 +213,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
 
         Raises:
             TypeError: if there is anything else in what is to be saved, naming where.
+            UserError: if the file cannot be written; the checkpoints before are as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -222,8 +230,15 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         content = {key: make_plain(value, key) for key, value in entries.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        with atomic_write(path, "wb") as file:
-            torch.save({"model": model, **content}, file)
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save({"model": model, **content}, file)
+        except (OSError, RuntimeError) as error:  # the second is torch's, for a write that failed
+            raise UserError(
+                f"cannot save {path} ({_first_os_error(error)}). What was saved before is "
+                f"untouched, last {self.get_checkpoint_file() or 'nothing'}; make room and go on "
+                "with --resume"
+            ) from error
         if tag and not name.startswith("model_best"):
             self.tag_last_checkpoint(os.path.basename(path))
 
@@ -231,6 +246,13 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         """Same as in the base class, but atomic."""
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename)
+
+
+def _first_os_error(error: BaseException) -> BaseException:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 def make_plain(value: Any, where: str) -> Any:

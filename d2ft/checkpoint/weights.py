@@ -83,30 +83,6 @@ def fetch_weights(url_or_path: str) -> str:
     return str(local)
 
 
-def find_last_checkpoint(save_dir: str) -> str:
-    """
-    Return the checkpoint that ``--resume`` goes on from, or "" if there is none yet.
-
-    Args:
-        save_dir: a run's OUTPUT_DIR.
-
-    Raises:
-        UserError: if ``last_checkpoint`` names a file that is not there.
-    """
-    tag = os.path.join(save_dir, "last_checkpoint")
-    if not os.path.isfile(tag):
-        return ""
-    with open(tag, encoding="utf-8") as file:
-        name = file.read().strip()
-    path = os.path.join(save_dir, name)
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{tag} names {name!r}, which is not there. Write the name of another checkpoint of "
-            "that folder into it, or start without --resume."
-        )
-    return path
-
-
 def _is_url(address: str) -> bool:
     return re.match(r"\w+://", address) is not None
 

@@ -62,6 +62,7 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     cfg.FINETUNE.UNMATCHED = "fresh"
     _add_schedule_keys(cfg)
     _add_learning_keys(cfg)
+    _add_safety_keys(cfg)
 
 
 def _add_schedule_keys(cfg: CfgNode) -> None:
@@ -112,6 +113,12 @@ def _add_data_shape_keys(cfg: CfgNode) -> None:
     # Training images that may be unreadable, or of another size than annotated, over a run. They
     # are replaced by others and listed at the end; one more, or any with 0, is an error.
     cfg.DATALOADER.MAX_BAD_IMAGES = 0
+
+
+def _add_safety_keys(cfg: CfgNode) -> None:
+    # Steps of the whole run that may be left out because their loss is NaN or infinite; the next
+    # such loss ends the run with an error that names the images.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
 def get_cfg() -> CfgNode:

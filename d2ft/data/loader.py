@@ -2,6 +2,7 @@
 
 import functools
 import math
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import worker_init_reset_seed
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -25,6 +27,9 @@ from d2ft.data.bad_images import BadImages
 from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.stream import SampleStream
 from d2ft.errors import UserError
+
+# How long a loader worker goes on after a SIGTERM: the step that it feeds has to end.
+_WORKER_GRACE_SECONDS = 30
 
 Mapper = Callable[[dict[str, Any]], Any]
 
@@ -96,7 +101,20 @@ def build_train_loader(
     # PyTorch draws a seed for the workers when the loader is first iterated. From the global
     # generator, that would change the first step of a resumed run.
     loader.generator = torch.Generator()
+    loader.worker_init_fn = _start_worker
     return loader
+
+
+def _start_worker(number: int) -> None:
+    """
+    Let the worker outlive signals that a scheduler or a terminal sends to all processes of a run.
+
+    The training process needs data to end its step and save; it then ends the workers itself.
+    """
+    worker_init_reset_seed(number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE_SECONDS))
 
 
 def build_test_loader(

@@ -1,19 +1,25 @@
 """The command line of training scripts: Detectron2's arguments, checked before anything starts."""
 
 import argparse
+import errno
 import logging
+import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_declared_datasets, resolve_from_data
+from d2ft.engine.interrupt import EXIT_CODES, pass_signals_on
+from d2ft.engine.run_folder import check_output_dir, run_lock
 from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg
 from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
@@ -31,7 +37,8 @@ def run_train_net(
     """
     Train or evaluate what the command line asks for, then exit.
 
-    A mistake of the user is one line on standard error and exit code 1.
+    A mistake of the user is one line on standard error and exit code 1. A run that ends early
+    because of SIGTERM or SIGUSR1 has saved where it stands and exits with 75; by Ctrl-C, with 130.
 
     Args:
         register: registers the datasets that the configs name. It runs in every process, because
@@ -42,12 +49,28 @@ def run_train_net(
         check_and_launch(default_argument_parser().parse_args(), register, trainer)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except ProcessExitedException as error:
+        if error.exit_code not in EXIT_CODES.values():
+            raise
+        sys.exit(error.exit_code)
     except ProcessRaisedException as error:
         # What a spawned process raised arrives as the text of its traceback.
-        _, is_ours, message = str(error).rpartition(f"{UserError.__module__}.UserError: ")
-        if not is_ours:
+        message = _text_of_user_error(str(error))
+        if message is None:
             raise
-        sys.exit(f"error: {message.strip()}")
+        sys.exit(f"error: {message}")
+    except OSError as error:
+        # The metrics of a run that could not save its checkpoint do not fit on the disk either.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        cause = error.__context__
+        sys.exit(f"error: {cause if isinstance(cause, UserError) else error}")
+
+
+def _text_of_user_error(traceback: str) -> str | None:
+    pattern = rf"^{re.escape(UserError.__module__)}\.UserError: (.*?)(?=\n\n|\Z)"
+    found = re.findall(pattern, traceback.strip(), re.DOTALL | re.MULTILINE)
+    return found[-1].strip() if found else None
 
 
 def check_and_launch(
@@ -73,6 +96,8 @@ def check_and_launch(
     num_processes = max(1, args.num_gpus)  # Detectron2 takes 0 for a single one too
     resolved = resolve_cfg(cfg)
     _check_devices(resolved, num_processes)
+    if not args.eval_only:
+        check_output_dir(cfg.OUTPUT_DIR, resume=args.resume)
     found = run_preflight(
         resolved,
         world_size=num_processes * args.num_machines,
@@ -84,14 +109,15 @@ def check_and_launch(
         if cfg.SEED not in (-1, seed):
             logger.warning("The run goes on with its SEED %d; %d is left aside", seed, cfg.SEED)
         cfg.SEED = seed
-    launch(
-        _run_process,
-        num_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args, register, trainer),
-    )
+    with pass_signals_on() if num_processes * args.num_machines > 1 else nullcontext():
+        launch(
+            _run_process,
+            num_processes,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args, register, trainer),
+        )
 
 
 def _check_devices(cfg: CfgNode, num_processes: int) -> None:
@@ -118,7 +144,8 @@ def _run_process(
     if args.eval_only:
         default_setup(inference_cfg(cfg), args)
         return trainer.evaluate(cfg, resume=args.resume)
-    default_setup(cfg, args)
-    training = trainer(cfg)
-    training.resume_or_load(resume=args.resume)
-    return training.train()
+    with run_lock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        default_setup(cfg, args)
+        training = trainer(cfg)
+        training.resume_or_load(resume=args.resume)
+        return training.train()

@@ -1,8 +1,8 @@
 """Train and evaluate: where data, weights, schedule and metrics meet."""
 
-import json
 import logging
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,29 @@ from d2ft.config import who_set
 from d2ft.data import (
     build_test_loader,
     build_train_loader,
+    check_same_records,
     class_names,
+    describe_records,
     epoch_samples,
     register_declared_datasets,
     resolve_from_data,
     training_records,
 )
 from d2ft.data.bad_images import BadImages
-from d2ft.data.derived import describe_derived
 from d2ft.data.stream import SampleStream, seed_generators
+from d2ft.engine.finite import FiniteLosses
+from d2ft.engine.interrupt import Interruption
 from d2ft.engine.model import prepare_model
 from d2ft.engine.phases import FreezePhases
+from d2ft.engine.resume import ResumeInStep, warn_of_other_order
 from d2ft.engine.rng import StepSeed
+from d2ft.engine.run_folder import (
+    check_output_dir,
+    is_complete,
+    mark_complete,
+    run_lock,
+    write_description,
+)
 from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
@@ -89,6 +100,7 @@ class FinetuneTrainer(DefaultTrainer):
         cfg = resolve_schedule(cfg, samples)
         images = len({record["file_name"] for record in records})
         self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
+        self._data = describe_records(records)
         if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
             setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
         self.seed: int = cfg.SEED
@@ -100,7 +112,7 @@ class FinetuneTrainer(DefaultTrainer):
         logger.info("Schedule:\n%s", table)
 
     def build_hooks(self) -> list[HookBase]:
-        """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
+        """Return Detectron2's hooks, seeded and resumable, with LOG_PERIOD in the place of 20."""
         # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
         self.checkpointer = self.build_checkpointer(
             self.cfg,
@@ -110,26 +122,29 @@ class FinetuneTrainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         built = [
-            *self._build_phases(),
+            *([FreezePhases(Phases(p))] if (p := self.cfg.FINETUNE.PHASES) else []),
             StepSeed(),
+            FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR),
             *(hook for hook in super().build_hooks() if hook is not None),
         ]
         for hook in built:
             if isinstance(hook, hooks.PeriodicWriter):
                 hook._period = self.cfg.LOG_PERIOD
-        return built
-
-    def _build_phases(self) -> list[HookBase]:
-        if not self.cfg.FINETUNE.PHASES:
-            return []
-        return [FreezePhases(Phases(self.cfg.FINETUNE.PHASES))]
+        self._interruption = Interruption(self.checkpointer)
+        self._resume = ResumeInStep(self.checkpointer, self.cfg.OUTPUT_DIR)
+        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[evaluation]._func = self._interruption.guard(built[evaluation]._func)
+        # Behind the checkpointer: what follows is what a resumed run has still to do.
+        return [*built[:evaluation], self._interruption, self._resume, *built[evaluation:]]
 
     def train(self) -> dict[str, Any] | None:
         """
         Train from where the weights or the checkpoint stand; return the last evaluation.
 
         Raises:
-            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER.
+            UserError: if the checkpoint has more iterations than SOLVER.MAX_ITER, or OUTPUT_DIR
+                holds another run or is in use by one.
+            RunInterrupted: with the exit code, after a signal; the run can be resumed.
         """
         if self.start_iter > self.max_iter:
             raise UserError(
@@ -137,9 +152,20 @@ class FinetuneTrainer(DefaultTrainer):
                 f"the checkpoint in {self.cfg.OUTPUT_DIR} has {self.start_iter} iterations; raise "
                 "it to train further"
             )
-        self._write_description()
-        if self.start_iter == self.max_iter:
-            return self._finish_complete_run()
+        check_output_dir(self.cfg.OUTPUT_DIR, resume=self.start_iter > 0)
+        is_main = comm.is_main_process()
+        with run_lock(self.cfg.OUTPUT_DIR) if is_main else nullcontext():
+            if is_main:
+                write_description(self.cfg, self.seed, self._preflight)
+            if self._nothing_is_left():
+                return None
+            with self._interruption.listen():
+                self._train()
+            if is_main:
+                mark_complete(self.cfg.OUTPUT_DIR, self.max_iter)
+        return getattr(self, "_last_eval_results", None)
+
+    def _train(self) -> None:
         stream = getattr(self.data_loader, "dataset", None)
         if isinstance(stream, SampleStream):
             stream.seed, stream.start_iter = self.seed, self.start_iter
@@ -148,61 +174,49 @@ class FinetuneTrainer(DefaultTrainer):
                 "build_train_loader gives a loader without SampleStream: this resumed run does "
                 "not continue the data order of the stopped one"
             )
-        super().train()
+        try:
+            super().train()
+        finally:
+            # Ends the loader's workers, also where an exception keeps the trainer alive.
+            self._trainer._data_loader_iter_obj = None
         bad_images = BadImages.of(self.cfg)
         if bad_images and comm.is_main_process():
             bad_images.log_all()
-        return getattr(self, "_last_eval_results", None)
 
-    def _finish_complete_run(self) -> dict[str, Any] | None:
+    def before_train(self) -> None:
+        """Same as in the base class; a resumed run then ends the step of its checkpoint."""
+        super().before_train()
+        self._resume.end_step()
+
+    def _nothing_is_left(self) -> bool:
+        """Tell on all processes whether the run is complete, its last evaluation included."""
+        if self.start_iter < self.max_iter:
+            return False
         logger.info(
             "The run in %s is complete: %d of %d iterations. Nothing is left to train.",
             self.cfg.OUTPUT_DIR,
             self.start_iter,
             self.max_iter,
         )
-        # An evaluation takes the results of the one before away, so these tell that it ended.
-        evaluated = (Path(self.cfg.OUTPUT_DIR) / RESULTS_FILE).is_file()
-        if not self.cfg.DATASETS.TEST or any(comm.all_gather(evaluated)):
-            return None
-        logger.info("Its last evaluation did not end: evaluating again.")
-        return self.test(self.cfg, self.model)
-
-    def _write_description(self) -> None:
-        """Keep the resolved config, which trains the same run again, and what was checked."""
-        if not comm.is_main_process():
-            return
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.SEED = self.seed
-        output_dir = Path(cfg.OUTPUT_DIR)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output_dir / "config.yaml") as file:
-            file.write(cfg.dump())
-        with atomic_write(output_dir / "preflight.json") as file:
-            json.dump(self._preflight, file, indent=2)
-        derived = describe_derived(cfg)
-        if derived:
-            with atomic_write(output_dir / "derived_datasets.json") as file:
-                json.dump(derived, file, indent=2)
+        folder = Path(self.cfg.OUTPUT_DIR)
+        complete = self.checkpointer.resumed_final and is_complete(folder, self.max_iter)
+        if self.cfg.DATASETS.TEST:
+            complete = complete and (folder / RESULTS_FILE).is_file()
+        complete = comm.all_gather(complete)[0]  # what the main process sees
+        if not complete:
+            logger.info("Its last evaluation did not end: evaluating again.")
+        return complete
 
     def state_dict(self) -> dict[str, Any]:
         """Return DefaultTrainer's state and what the order of the data depends on."""
-        return {**super().state_dict(), **self._order()}
+        return {**super().state_dict(), **self._order(), "data": self._data}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a run to be resumed; its seed replaces that of the config."""
+        check_same_records(state_dict.get("data"), self._data, self.cfg.DATASETS.TRAIN)
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
-        for name, value in self._order().items():
-            if state_dict.get(name, value) != value:
-                logger.warning(
-                    "The checkpoint was written with %s %s, now it is %s: the run goes on with "
-                    "other batches than it would have had",
-                    name,
-                    state_dict[name],
-                    value,
-                )
+        warn_of_other_order(state_dict, self._order())
 
     def _order(self) -> dict[str, int]:
         return {

@@ -13,10 +13,10 @@ from d2ft.checkpoint.class_names import check_class_names, known_classes
 from d2ft.checkpoint.convert.build import check_required_config
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit
+from d2ft.checkpoint.last_checkpoint import find_whole_checkpoint
 from d2ft.checkpoint.weights import (
     build_head_init,
     build_load_report,
-    find_last_checkpoint,
     read_weights,
 )
 from d2ft.errors import UserError
@@ -47,7 +47,7 @@ def check_weights(
             fit the datasets.
     """
     shapes = _model_shapes(cfg)
-    last_checkpoint = find_last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
+    last_checkpoint = find_whole_checkpoint(cfg.OUTPUT_DIR) if resume else ""
     source = last_checkpoint or cfg.MODEL.WEIGHTS
     if not source:
         if eval_only:
