@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -27,16 +27,17 @@ from d2ft.data import (
     training_records,
 )
 from d2ft.data.stream import SampleStream, seed_generators
-from d2ft.engine.phases import FreezePhases
-from d2ft.engine.rng import StepSeed
+from d2ft.engine.compile import compile_backbone
+from d2ft.engine.hooks.build import build_hooks
 from d2ft.engine.setup import inference_cfg, resolve_cfg
+from d2ft.engine.step import build_step
+from d2ft.engine.stop import StopTraining
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
-    Phases,
     build_lr_scheduler,
     build_optimizer,
     describe_parameters,
@@ -44,6 +45,7 @@ from d2ft.solver import (
     freeze,
     resolve_schedule,
 )
+from d2ft.solver.schedule import iterations_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class FinetuneTrainer(DefaultTrainer):
         cfg = resolve_cfg(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg)
-        samples = epoch_samples(cfg, records)
+        self._samples = samples = epoch_samples(cfg, records)
         cfg = resolve_schedule(cfg, samples)
         images = len({record["file_name"] for record in records})
         self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
@@ -94,7 +96,7 @@ class FinetuneTrainer(DefaultTrainer):
         logger.info("Schedule:\n%s", table)
 
     def build_hooks(self) -> list[HookBase]:
-        """Return Detectron2's hooks with seeded steps and LOG_PERIOD in the place of 20."""
+        """Return Detectron2's hooks and those of :func:`d2ft.engine.hooks.build.build_hooks`."""
         # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
         self.checkpointer = self.build_checkpointer(
             self.cfg,
@@ -103,20 +105,14 @@ class FinetuneTrainer(DefaultTrainer):
             report_dir=self.cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
         )
-        built = [
-            *self._build_phases(),
-            StepSeed(),
-            *(hook for hook in super().build_hooks() if hook is not None),
-        ]
-        for hook in built:
-            if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = self.cfg.LOG_PERIOD
-        return built
-
-    def _build_phases(self) -> list[HookBase]:
-        if not self.cfg.FINETUNE.PHASES:
-            return []
-        return [FreezePhases(Phases(self.cfg.FINETUNE.PHASES))]
+        self._trainer = build_step(self.cfg, self._trainer)
+        return build_hooks(
+            self.cfg,
+            super().build_hooks(),
+            self.test,
+            self.model,
+            iterations_per_epoch=iterations_per_epoch(self._samples, self.cfg.SOLVER.IMS_PER_BATCH),
+        )
 
     def train(self) -> dict[str, Any] | None:
         """
@@ -142,7 +138,10 @@ class FinetuneTrainer(DefaultTrainer):
                 "build_train_loader gives a loader without SampleStream: this resumed run does "
                 "not continue the data order of the stopped one"
             )
-        super().train()
+        try:
+            super().train()
+        except StopTraining as stop:
+            logger.info("Training stopped after %d iterations: %s", self.iter, stop)
         return getattr(self, "_last_eval_results", None)
 
     def _finish_complete_run(self) -> dict[str, Any] | None:
@@ -242,6 +241,8 @@ class FinetuneTrainer(DefaultTrainer):
                 cfg.FINETUNE.FREEZE,
                 key=f"FINETUNE.FREEZE ({who_set(cfg, 'FINETUNE.FREEZE')})",
             )
+        if cfg.MODEL.COMPILE:
+            compile_backbone(model)
         return model
 
     @classmethod
