@@ -12,7 +12,7 @@ from tests.factories import PROJECT, seeded_model
 # All anchors and proposals are used, so that what is sampled does not depend on the split.
 ALL_SAMPLES = [
     "SOLVER.IMS_PER_BATCH", "4",
-    "INPUT.MIN_SIZE_TRAIN", "(64,)",
+    "INPUT.MIN_SIZE_TRAIN", "(64, 64)",
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "100000",
     "MODEL.RPN.POSITIVE_FRACTION", "1.0",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000",
