@@ -28,6 +28,6 @@ def compile_backbone(model: torch.nn.Module) -> bool:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.warning("MODEL.COMPILE has no effect: torch.compile does not work here: %s", reason)
         return False
-    model.backbone.compile(dynamic=True)
+    model.get_submodule("backbone").compile(dynamic=True)
     logger.info("The backbone is compiled at the first steps, which take longer")
     return True

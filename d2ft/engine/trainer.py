@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -67,6 +67,8 @@ class FinetuneTrainer(DefaultTrainer):
     Attributes:
         seed: of data order, augmentation and steps: SEED, or on resume that of the checkpoint.
     """
+
+    _trainer: SimpleTrainer
 
     def __init__(self, cfg: CfgNode) -> None:
         """
