@@ -34,6 +34,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "FINETUNE.HEAD_INIT": ("skip", "remap"),
     "FINETUNE.UNMATCHED": ("fresh", "matched"),
+    "FINETUNE.BEST.MODE": ("max", "min"),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
 }
 
 # A string here would be read letter by letter.
@@ -57,6 +60,8 @@ _WHOLE_NUMBERS = {
     "DATALOADER.NUM_WORKERS": 0,
     "DATALOADER.MAX_BAD_IMAGES": 0,
     "SOLVER.REFERENCE_BATCH": 0,
+    "SOLVER.ACCUMULATE": 1,
+    "FINETUNE.EARLY_STOPPING.PATIENCE": 0,
 }
 
 # key -> smallest and largest value. The keys in epochs switch themselves off by 0.
@@ -67,6 +72,8 @@ _NUMBERS = {
     "TEST.EVAL_EPOCHS": (0.0, math.inf),
     "SOLVER.FLAT_RATIO": (0.0, 1.0),
     "FINETUNE.LAYER_DECAY": (0.0, 1.0),
+    "FINETUNE.EMA.DECAY": (0.0, 1.0),
+    "FINETUNE.EARLY_STOPPING.MIN_GAIN": (0.0, math.inf),
 }
 
 # INPUT.FORMAT -> channels of an image. Other modes of Pillow are possible and not judged.
@@ -102,6 +109,7 @@ def check_cfg(cfg: CfgNode, world_size: int = 1) -> None:
         *_check_numbers(cfg),
         *_check_phases(cfg),
         *_check_batch(cfg, world_size),
+        *_check_best(cfg),
         *_check_learning_rate(cfg),
         *_check_subset_ratio(cfg),
         *_check_pixels(cfg),
@@ -176,6 +184,26 @@ def _check_batch(cfg: CfgNode, world_size: int) -> _Findings:
             f"is {batch}, which {processes} processes cannot share equally; "
             f"use a multiple of {processes}",
         )
+        return
+    parts = cfg.SOLVER.ACCUMULATE
+    if all(type(n) is int and n > 0 for n in (batch, parts)) and batch // processes % parts:
+        yield (
+            "SOLVER.ACCUMULATE",
+            f"is {parts}, but the {batch // processes} images of a process cannot be split into "
+            "that many equal parts",
+        )
+
+
+def _check_best(cfg: CfgNode) -> _Findings:
+    metric = cfg.FINETUNE.BEST.METRIC
+    if cfg.FINETUNE.EARLY_STOPPING.PATIENCE and not metric:
+        yield "FINETUNE.BEST.METRIC", "is empty, but FINETUNE.EARLY_STOPPING needs it"
+    if metric and not cfg.DATASETS.TEST:
+        yield "FINETUNE.BEST.METRIC", f"is {metric!r}, but DATASETS.TEST is empty"
+    if metric.startswith("ema/") and not cfg.FINETUNE.EMA.ENABLED:
+        yield "FINETUNE.BEST.METRIC", f"is {metric!r}, which needs FINETUNE.EMA.ENABLED True"
+    if "val/" in metric and not cfg.TEST.VALIDATION_LOSS:
+        yield "FINETUNE.BEST.METRIC", f"is {metric!r}, which needs TEST.VALIDATION_LOSS True"
 
 
 def _check_learning_rate(cfg: CfgNode) -> _Findings:

@@ -63,6 +63,7 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     _add_schedule_keys(cfg)
     _add_learning_keys(cfg)
     _add_safety_keys(cfg)
+    _add_training_keys(cfg)
 
 
 def _add_schedule_keys(cfg: CfgNode) -> None:
@@ -119,6 +120,36 @@ def _add_safety_keys(cfg: CfgNode) -> None:
     # Steps of the whole run that may be left out because their loss is NaN or infinite; the next
     # such loss ends the run with an error that names the images.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
+    # Number of parts that the batch of a process is split into, to need less memory: gradients are
+    # those of the whole batch. Costs a forward pass more if the model has ROI heads.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Of SOLVER.AMP.ENABLED: "float16" (GPU) or "bfloat16" (GPU and CPU).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Compile the backbone with torch.compile. Where that does not work, a warning says so.
+    cfg.MODEL.COMPILE = False
+
+    # Moving average of the weights, evaluated and saved beside them (metrics "ema/...", file
+    # model_ema.pth). After update t it keeps min(DECAY, (1 + t) / (10 + t)) of itself.
+    cfg.FINETUNE.EMA = CfgNode()
+    cfg.FINETUNE.EMA.ENABLED = False
+    cfg.FINETUNE.EMA.DECAY = 0.999
+
+    # Losses on DATASETS.TEST at each evaluation: val/total_loss and val/<loss>.
+    cfg.TEST.VALIDATION_LOSS = False
+
+    # Metric whose best model is kept as model_best.pth, such as "segm/AP", "ema/segm/AP",
+    # "val/total_loss", or "<dataset>/segm/AP" with several test sets. Empty: none is kept.
+    cfg.FINETUNE.BEST = CfgNode()
+    cfg.FINETUNE.BEST.METRIC = ""
+    cfg.FINETUNE.BEST.MODE = "max"  # "min" for losses
+    # End the run after this many evaluations in a row in which BEST.METRIC gained MIN_GAIN or less
+    # over its best. 0: never.
+    cfg.FINETUNE.EARLY_STOPPING = CfgNode()
+    cfg.FINETUNE.EARLY_STOPPING.PATIENCE = 0
+    cfg.FINETUNE.EARLY_STOPPING.MIN_GAIN = 0.0
 
 
 def get_cfg() -> CfgNode:

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 
 from d2ft.config import who_set
 from d2ft.data.derived import is_partially_labelled
+from d2ft.engine.compile import compile_backbone
 from d2ft.engine.fast_cpu import use_fast_cpu
 from d2ft.errors import UserError
 from d2ft.layers.partial_labels import mask_unlabelled_classes
@@ -13,7 +14,7 @@ from d2ft.solver import freeze
 
 def prepare_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
     """
-    Freeze what FINETUNE.FREEZE names, fit the classifier to the training sets, speed up the CPU.
+    Freeze what FINETUNE.FREEZE names, fit the classifier to the training sets, make it fast.
 
     Args:
         cfg: the resolved config; its datasets are registered.
@@ -35,4 +36,6 @@ def prepare_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
             f"DATASETS.TRAIN: {union!r} joins sets of different classes, from which only models "
             f"of Detectron2's Fast R-CNN heads learn; {cfg.MODEL.META_ARCHITECTURE} has none"
         )
+    if cfg.MODEL.COMPILE:
+        compile_backbone(model)
     return use_fast_cpu(cfg, model)

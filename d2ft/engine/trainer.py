@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -33,11 +33,10 @@ from d2ft.data import (
 from d2ft.data.bad_images import BadImages
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.finite import FiniteLosses
+from d2ft.engine.hooks.build import build_hooks, make_interruptible
 from d2ft.engine.interrupt import Interruption
 from d2ft.engine.model import prepare_model
-from d2ft.engine.phases import FreezePhases
 from d2ft.engine.resume import ResumeInStep, warn_of_other_order
-from d2ft.engine.rng import StepSeed
 from d2ft.engine.run_folder import (
     check_output_dir,
     is_complete,
@@ -46,19 +45,21 @@ from d2ft.engine.run_folder import (
     write_description,
 )
 from d2ft.engine.setup import inference_cfg, resolve_cfg
+from d2ft.engine.step import build_step
+from d2ft.engine.stop import StopTraining
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
 from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
-    Phases,
     build_lr_scheduler,
     build_optimizer,
     describe_parameters,
     describe_schedule,
     resolve_schedule,
 )
+from d2ft.solver.schedule import iterations_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class FinetuneTrainer(DefaultTrainer):
         seed: of data order, augmentation and steps: SEED, or on resume that of the checkpoint.
     """
 
+    _trainer: SimpleTrainer
+
     def __init__(self, cfg: CfgNode) -> None:
         """
         Check and build everything that ``cfg`` describes.
@@ -97,6 +100,7 @@ class FinetuneTrainer(DefaultTrainer):
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg)
         samples = epoch_samples(cfg, records)
+        self._per_epoch = iterations_per_epoch(samples, cfg.SOLVER.IMS_PER_BATCH)
         cfg = resolve_schedule(cfg, samples)
         images = len({record["file_name"] for record in records})
         self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
@@ -108,11 +112,10 @@ class FinetuneTrainer(DefaultTrainer):
         seed_generators(self.seed)
         super().__init__(cfg)
         logger.info("What learns:\n%s", describe_parameters(self.model, self.optimizer))
-        table = tabulate(self._preflight["schedule"].items(), tablefmt="plain")
-        logger.info("Schedule:\n%s", table)
+        logger.info("Schedule:\n%s", tabulate(self._preflight["schedule"].items()))
 
     def build_hooks(self) -> list[HookBase]:
-        """Return Detectron2's hooks, seeded and resumable, with LOG_PERIOD in the place of 20."""
+        """Return Detectron2's hooks and those of :func:`d2ft.engine.hooks.build.build_hooks`."""
         # DefaultTrainer has just made its own checkpointer, which its hooks would keep.
         self.checkpointer = self.build_checkpointer(
             self.cfg,
@@ -121,21 +124,15 @@ class FinetuneTrainer(DefaultTrainer):
             report_dir=self.cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
         )
-        built = [
-            *([FreezePhases(Phases(p))] if (p := self.cfg.FINETUNE.PHASES) else []),
-            StepSeed(),
-            FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR),
-            *(hook for hook in super().build_hooks() if hook is not None),
-        ]
-        for hook in built:
-            if isinstance(hook, hooks.PeriodicWriter):
-                hook._period = self.cfg.LOG_PERIOD
+        self._trainer = build_step(self.cfg, self._trainer)
+        stock = super().build_hooks()
+        built = build_hooks(
+            self.cfg, stock, self.test, self.model, iterations_per_epoch=self._per_epoch
+        )
+        finite = FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR)
         self._interruption = Interruption(self.checkpointer)
         self._resume = ResumeInStep(self.checkpointer, self.cfg.OUTPUT_DIR)
-        evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[evaluation]._func = self._interruption.guard(built[evaluation]._func)
-        # Behind the checkpointer: what follows is what a resumed run has still to do.
-        return [*built[:evaluation], self._interruption, self._resume, *built[evaluation:]]
+        return make_interruptible([finite, *built], self._interruption, self._resume)
 
     def train(self) -> dict[str, Any] | None:
         """
@@ -176,6 +173,8 @@ class FinetuneTrainer(DefaultTrainer):
             )
         try:
             super().train()
+        except StopTraining as stop:
+            logger.info("Training stopped after %d iterations: %s", self.iter, stop)
         finally:
             # Ends the loader's workers, also where an exception keeps the trainer alive.
             self._trainer._data_loader_iter_obj = None

@@ -18,6 +18,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     Learning rate, weight decay and their exceptions for norm layers and biases are read from the
     same keys for both; AdamW keeps PyTorch's own betas, and MOMENTUM and NESTEROV are SGD's.
     FINETUNE.LAYER_DECAY and FINETUNE.LR_FACTORS multiply the rate of each parameter.
+    CLIP_GRADIENTS.CLIP_TYPE "full_model" limits the norm of all gradients together, where "norm"
+    limits that of each parameter.
 
     Raises:
         UserError: if OPTIMIZER is not known, or a pattern of LR_FACTORS means no parameter.
@@ -46,8 +48,22 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         optimizer = torch.optim.AdamW(**arguments)
     else:
         raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not known; use SGD or AdamW")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+        return optimizer
     clipped: torch.optim.Optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return clipped
+
+
+def _clip_full_model(optimizer: torch.optim.Optimizer, limit: float, norm_type: float) -> None:
+    """Before each step, scale all gradients together to a norm of ``limit`` at most."""
+
+    def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(params, limit, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def _lr_factor(cfg: CfgNode, model: torch.nn.Module) -> Callable[[str], float] | None:

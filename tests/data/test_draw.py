@@ -64,7 +64,7 @@ def test_tool_draws_and_names_what_it_skips(root, monkeypatch, capsys):
     monkeypatch.setattr("detectron2.data.DatasetCatalog.get", lambda name: records)
     config = PROJECT / "configs/cityscapes_ft.yaml"
 
-    code = run_tool(monkeypatch, "--config-file", config, "--output-dir", root / "drawn")
+    code = run_tool(monkeypatch, NAME, "--config-file", config, "--output-dir", root / "drawn")
 
     assert code == 3
     assert f"skipped {bad}: " in capsys.readouterr().err
@@ -72,5 +72,5 @@ def test_tool_draws_and_names_what_it_skips(root, monkeypatch, capsys):
     assert [path.name[:7] for path in drawn] == ["000000_", "000002_"]
     assert Image.open(drawn[0]).size == (128, 64)
 
-    arguments = ["--config-file", config, "--mapped", "--num", 1, "--seed", 2]
+    arguments = [NAME, "--config-file", config, "--mapped", "--num", 1, "--seed", 2]
     assert run_tool(monkeypatch, *arguments, "--output-dir", root / "once") in (0, 3)

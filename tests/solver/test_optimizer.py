@@ -44,3 +44,17 @@ def test_an_unknown_optimizer_is_refused(model):
     cfg.SOLVER.OPTIMIZER = "Adam"
     with pytest.raises(UserError, match="'Adam' is not known; use SGD or AdamW"):
         build_optimizer(cfg, model)
+
+
+def test_full_model_clips_the_norm_of_all_gradients_together():
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    optimizer.step()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    torch.testing.assert_close(norm, torch.tensor(0.5))
