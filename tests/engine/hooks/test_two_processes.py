@@ -32,6 +32,8 @@ def _run(rank, folder):
                 stopping.after_step()
         except StopTraining as stop:
             saved.append(str(stop))
+    torch.distributed.barrier()  # neither leaves while the other still talks to it
+    torch.distributed.destroy_process_group()
     decisions = [saved, best.iteration, trainer.iter, trainer.max_iter]
     (folder / f"{rank}.json").write_text(json.dumps(decisions))
 
