@@ -61,7 +61,7 @@ def _third_party_imports(folder):
     ("folder", "extras"),
     [
         ("d2ft", ["augmentation", "hotcoco", "safetensors", "scipy"]),
-        ("projects", []),
+        ("projects", ["detectron2-deps"]),
         ("tools", []),
         ("tests", ["dev"]),
     ],
