@@ -53,7 +53,7 @@ def test_saved_file_describes_the_run(tmp_path, cfg):
     assert own["pixel_format"] == "RGB"
     assert own["pixel_mean"] == list(cfg.MODEL.PIXEL_MEAN)
     assert own["pixel_std"] == list(cfg.MODEL.PIXEL_STD)
-    assert own["train_datasets"] == ["cityscapes_instance_train"]
+    assert own["train_datasets"] == ["cityscapes_instance_train_x8"]
     assert own["d2ft"] == d2ft.__version__
     assert own["detectron2"]
     source = tmp_path / "start.pkl"
