@@ -15,6 +15,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,20 @@ class CocoNumbers:
     stats: np.ndarray
 
 
+# Processes in which hotcoco has started its threads. A fork copies this set, but not the threads,
+# for which hotcoco would wait there without end.
+_USED_IN: set[int] = set()
+
+
 def fastest_backend() -> str:
-    """Return "hotcoco" if it is installed and "pycocotools" otherwise."""
-    return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
+    """
+    Return "hotcoco" if it is installed and can run in this process, and "pycocotools" otherwise.
+
+    It cannot run in a process that was forked from one that has used it.
+    """
+    if (_USED_IN and os.getpid() not in _USED_IN) or not importlib.util.find_spec("hotcoco"):
+        return "pycocotools"
+    return "hotcoco"
 
 
 def describe_backend(backend: str) -> str:
@@ -134,6 +146,7 @@ def _load(
         if backend == "hotcoco":
             import hotcoco
 
+            _USED_IN.add(os.getpid())
             fast_truth = hotcoco.COCO(dataset)
             return hotcoco.COCOeval(fast_truth, fast_truth.loadRes(detections), iou_type)
         truth, found = pycocotools.coco.COCO(), pycocotools.coco.COCO()

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -5,6 +7,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ft.data import register_instances
 from d2ft.evaluation import CocoEvaluator
+from d2ft.evaluation.coco_ap import evaluate_coco
 
 
 def _records(boxes):
@@ -64,3 +67,26 @@ def test_a_dataset_that_changed_is_not_evaluated_against_its_old_annotations(dat
     DatasetCatalog.register(dataset, lambda: _records(moved))
     assert _evaluate(dataset, BOXES)["bbox"]["AP"] == pytest.approx(0.0)
     assert not hasattr(MetadataCatalog.get(dataset), "json_file")
+
+
+def test_a_forked_process_counts_without_the_threads_that_it_lacks():
+    pytest.importorskip("hotcoco")
+    dataset = {
+        "images": [{"id": 1, "height": 9, "width": 9}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [0, 0, 4, 4],
+                "area": 16,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}]
+    expected = evaluate_coco(dataset, results, "bbox", backend="hotcoco").stats.tolist()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(evaluate_coco, (dataset, results, "bbox")).get(timeout=60)
+    assert found.stats.tolist() == expected
