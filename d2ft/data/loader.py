@@ -34,8 +34,14 @@ _WORKER_GRACE_SECONDS = 30
 Mapper = Callable[[dict[str, Any]], Any]
 
 
-def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Return the dataset dicts of DATASETS.TRAIN that remain after Detectron2's filters."""
+def training_records(cfg: CfgNode, *, say: bool = True) -> list[dict[str, Any]]:
+    """
+    Return the dataset dicts of DATASETS.TRAIN that remain after Detectron2's filters.
+
+    Args:
+        cfg: DATASETS, DATALOADER and MODEL are read.
+        say: let Detectron2 print its table of instances by class.
+    """
     records: list[dict[str, Any]] = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -43,6 +49,7 @@ def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
             cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
         ),
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        check_consistency=say,
     )
     return records
 

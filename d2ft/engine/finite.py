@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.nn.parallel import DistributedDataParallel
 
 from d2ft.checkpoint.last_checkpoint import find_whole_checkpoint
+from d2ft.engine.model import unwrapped
 from d2ft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,11 +49,8 @@ class FiniteLosses(HookBase):
 
     def before_train(self) -> None:
         """Watch the losses that the model gives and the steps of the optimizer."""
-        model = self.trainer.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
         self._handles = [
-            model.register_forward_hook(self._check),
+            unwrapped(self.trainer.model).register_forward_hook(self._check),
             self.trainer.optimizer.register_step_pre_hook(self._drop_gradients),
         ]
 

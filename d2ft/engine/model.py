@@ -2,6 +2,7 @@
 
 import torch
 from detectron2.config import CfgNode
+from torch.nn.parallel import DistributedDataParallel
 
 from d2ft.config import who_set
 from d2ft.data.derived import is_partially_labelled
@@ -10,6 +11,11 @@ from d2ft.engine.fast_cpu import use_fast_cpu
 from d2ft.errors import UserError
 from d2ft.layers.partial_labels import mask_unlabelled_classes
 from d2ft.solver import freeze
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model that Detectron2 built, if several processes train it through a wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def prepare_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:

@@ -2,11 +2,11 @@
 
 import logging
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.engine import defaults as detectron2_defaults
 from torch.nn.parallel import DistributedDataParallel
 
+from d2ft.engine.model import unwrapped
 from d2ft.solver import Phases, set_trainable, trainable_names
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class FreezePhases(HookBase):
 
     def before_train(self) -> None:
         """Remember what learns after the last phase."""
-        self._trainable = trainable_names(_unwrap(self.trainer.model))
+        self._trainable = trainable_names(unwrapped(self.trainer.model))
 
     def before_step(self) -> None:
         """Change what learns if a phase begins here."""
@@ -34,7 +34,7 @@ class FreezePhases(HookBase):
         if number == self._number:
             return
         self._number = number
-        model = _unwrap(self.trainer.model)
+        model = unwrapped(self.trainer.model)
         patterns = self._phases.patterns(number)
         set_trainable(model, self._trainable, patterns, key=f"FINETUNE.PHASES, number {number + 1}")
         logger.info(
@@ -47,7 +47,3 @@ class FreezePhases(HookBase):
             self.trainer._trainer.model = detectron2_defaults.create_ddp_model(
                 model, broadcast_buffers=False
             )
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -45,9 +45,14 @@ def resolve_cfg(cfg: CfgNode) -> CfgNode:
 
 def inference_cfg(cfg: CfgNode) -> CfgNode:
     """Return ``cfg`` with OUTPUT_DIR/inference, so that an evaluation leaves the run as it is."""
+    return cfg_below(cfg, "inference")
+
+
+def cfg_below(cfg: CfgNode, folder: str) -> CfgNode:
+    """Return a frozen copy of ``cfg`` that writes to ``folder`` inside of OUTPUT_DIR."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "inference")
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)
     cfg.freeze()
     return cfg
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2ft.config import who_set
 from d2ft.data.stream import seed_generators
+from d2ft.engine.model import unwrapped
 from d2ft.errors import UserError
 
 Batch = list[dict[str, Any]]
@@ -154,8 +155,7 @@ class FinetuneStep(SimpleTrainer):
     def _shares(self, parts: Sequence[Batch]) -> list[dict[str, float]]:
         """Return for each part: kind of loss ("" for all others) -> its share of the batch."""
         images = [len(part) / sum(map(len, parts)) for part in parts]
-        distributed = isinstance(self.model, DistributedDataParallel)
-        model = self.model.module if distributed else self.model
+        model = unwrapped(self.model)
         if not hasattr(model, "roi_heads"):
             return [{"": share} for share in images]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -98,7 +98,7 @@ class FinetuneTrainer(DefaultTrainer):
         register_declared_datasets(cfg)
         cfg = resolve_from_data(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
-        records = training_records(cfg)
+        records = training_records(cfg, say=False)
         samples = epoch_samples(cfg, records)
         self._per_epoch = iterations_per_epoch(samples, cfg.SOLVER.IMS_PER_BATCH)
         cfg = resolve_schedule(cfg, samples)

@@ -1,6 +1,5 @@
 """Put the hooks of a run in their order."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from d2ft.engine.interrupt import Interruption
 from d2ft.engine.phases import FreezePhases
 from d2ft.engine.resume import ResumeInStep
 from d2ft.engine.rng import StepSeed
+from d2ft.engine.setup import cfg_below
 from d2ft.solver import Phases
 
 Test = Callable[[CfgNode, torch.nn.Module], dict[str, Any]]
@@ -84,11 +84,7 @@ def _evaluation_hooks(
         built.append(ValidationLoss(period, loaders))
     if ema is not None:
         # The results and predictions of the raw weights stay where others read them.
-        ema_cfg = cfg.clone()
-        ema_cfg.defrost()
-        ema_cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
-        ema_cfg.freeze()
-        built.append(EMAEvaluation(period, ema, partial(test, ema_cfg, model)))
+        built.append(EMAEvaluation(period, ema, partial(test, cfg_below(cfg, "ema"), model)))
     best = None
     if best_of.METRIC:
         best = BestCheckpointer(period, best_of.METRIC, best_of.MODE, ema)

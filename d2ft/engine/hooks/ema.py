@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
-from torch.nn.parallel import DistributedDataParallel
 
 from d2ft.engine.hooks.evaluated import EvaluatedHook
+from d2ft.engine.model import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -126,5 +126,4 @@ class EMAEvaluation(EvaluatedHook):
 
 
 def _learning(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    module = model.module if isinstance(model, DistributedDataParallel) else model
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return {name: p for name, p in unwrapped(model).named_parameters() if p.requires_grad}

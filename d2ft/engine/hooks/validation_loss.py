@@ -13,11 +13,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from d2ft.data.stream import seed_generators, seeded_generators
 from d2ft.engine.hooks.evaluated import EvaluatedHook
+from d2ft.engine.model import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def mean_losses(model: torch.nn.Module, build_loader: Callable[[], Loader]) -> d
         model: is not changed, nor are the random generators.
         build_loader: gives a loader of this process's share of the images, with annotations.
     """
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model = unwrapped(model)
     # Without the hooks that watch the training.
     twin = copy.deepcopy(model, {id(model._forward_hooks): OrderedDict()})
     twin.train()
