@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from benchmark_evaluators import benchmark_evaluators
+from benchmark_timing import time_in_turn
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -59,19 +60,6 @@ class Comparison(NamedTuple):
     def ratio(self) -> float:
         """How many times faster ours is."""
         return statistics.median(self.stock) / statistics.median(self.ours)
-
-
-def time_in_turn(
-    ours: Callable[[], Any], stock: Callable[[], Any], repetitions: int
-) -> tuple[list[float], list[float]]:
-    """Run both ``repetitions`` times, in turn, and return the seconds of each run."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repetitions):
-        for side, run in zip(times, (ours, stock), strict=True):
-            start = time.perf_counter()
-            run()
-            side.append(time.perf_counter() - start)
-    return times
 
 
 def benchmark_loader(root: Path, *, quick: bool) -> Iterator[Comparison]:

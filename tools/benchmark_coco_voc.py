@@ -3,12 +3,11 @@
 import contextlib
 import io
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmark_timing import time_in_turn
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
@@ -36,7 +35,7 @@ def compare_coco(num_images: int, *, repetitions: int) -> list[Timing]:
         timings.append(
             (
                 f"COCO {task}, {num_images} images, {backend}",
-                *_in_turn(
+                *time_in_turn(
                     lambda run=run: run(backend), lambda run=run: run("pycocotools"), repetitions
                 ),
             )
@@ -64,20 +63,8 @@ def compare_voc(num_images: int, *, repetitions: int) -> list[Timing]:
             return _our_voc(dataset, results)
 
         assert ours() == stock()
-        seconds = _in_turn(ours, stock, repetitions)
+        seconds = time_in_turn(ours, stock, repetitions)
     return [(f"VOC bbox, {num_images} images", *seconds)]
-
-
-def _in_turn(
-    ours: Callable[[], Any], stock: Callable[[], Any], repetitions: int
-) -> tuple[list[float], list[float]]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repetitions):
-        for side, run in zip(times, (ours, stock), strict=True):
-            start = time.perf_counter()
-            run()
-            side.append(time.perf_counter() - start)
-    return times
 
 
 def _our_voc(dataset: dict[str, Any], results: list[dict[str, Any]]) -> list[float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_coco_voc import Timing, compare_coco, compare_voc
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BitMasks, Instances
@@ -37,9 +38,20 @@ def benchmark_evaluators(root: Path, *, quick: bool) -> Iterator[Row]:
             _register_frames(root, Path(folder))
             for number in (50, 100):
                 yield from _compare_cityscapes(number, repetitions=1 if quick else 5)
+        repetitions = 1 if quick else 3
+        for images in (50,) if quick else (500, 5000):
+            yield from _in_ms(compare_coco(images, repetitions=repetitions), images)
+        images = 50 if quick else 500
+        yield from _in_ms(compare_voc(images, repetitions=repetitions), images)
     finally:
         torch.set_num_threads(threads)
         os.sched_setaffinity(0, cores)
+
+
+def _in_ms(timings: list[Timing], images: int) -> Iterator[Row]:
+    for name, *sides in timings:
+        ours, stock = ([seconds / images * 1e3 for seconds in side] for side in sides)
+        yield name, "ms an image", ours, stock
 
 
 def _register_frames(root: Path, folder: Path) -> None:
