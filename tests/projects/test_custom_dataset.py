@@ -45,7 +45,8 @@ def test_the_script_is_short_enough_to_copy():
 def test_a_set_registered_in_the_users_script_trains_and_evaluates(balloons, tmp_path):
     weights = write_coco_weights(tmp_path / "coco.pkl")
     run = tmp_path / "run"
-    overrides = [*TINY_MODEL, *SHORT_RUN, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", run]
+    overrides = [*TINY_MODEL, *SHORT_RUN, "DATASETS.TRAIN", "('balloon_train',)"]
+    overrides += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", run]
     config = ["--config-file", FOLDER / "custom.yaml"]
     python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     environment = {"DETECTRON2_DATASETS": str(balloons), "PYTHONPATH": python_path}
