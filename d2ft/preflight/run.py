@@ -29,7 +29,7 @@ def check_config_and_data(
         eval_only: training sets are not needed.
 
     Returns:
-        What was found, for ``preflight.json``: ``{"host": ..., "datasets": ...}``.
+        What was found, for ``preflight.json``: ``{"host": ..., "datasets": ..., "findings": ...}``.
 
     Raises:
         UserError: at the first check that fails.
@@ -39,13 +39,15 @@ def check_config_and_data(
     if not eval_only:
         check_augmentations(cfg)
     datasets = check_datasets(cfg, eval_only=eval_only)
-    findings = [finding for found in datasets.values() for finding in found["findings"]]
+    findings = [finding for found in datasets.values() for finding in found.pop("findings")]
     refuse_errors(cfg, findings)
     for finding in findings:
         logger.warning("%s: %s; %s", finding.dataset, finding.message, finding.fix)
-    for found in datasets.values():
-        found["findings"] = [asdict(finding) for finding in found["findings"]]
-    return {"host": str(find_host()), "datasets": datasets}
+    return {
+        "host": str(find_host()),
+        "datasets": datasets,
+        "findings": [asdict(finding) for finding in findings],  # each names its dataset
+    }
 
 
 def run_preflight(
