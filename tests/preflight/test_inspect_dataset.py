@@ -170,8 +170,8 @@ def test_a_run_with_missing_files_is_refused_before_it_starts(tmp_path):
     cfg.INPUT.MIN_SIZE_TEST = 20
     for name in ("train", "val"):
         register_instances(name, lambda: [record(path)], thing_classes=["cat"])
-    found = check_config_and_data(cfg)["datasets"]["train"]
-    assert [f["code"] for f in json.loads(json.dumps(found))["findings"]] == ["instances-small"]
+    found = json.loads(json.dumps(check_config_and_data(cfg)))["findings"]
+    assert [f["code"] for f in found if f["dataset"] == "train"] == ["instances-small"]
 
     path.unlink()
     with pytest.raises(
