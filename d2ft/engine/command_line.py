@@ -20,7 +20,7 @@ from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_declared_datasets, resolve_from_data
 from d2ft.engine.interrupt import EXIT_CODES, pass_signals_on
 from d2ft.engine.run_folder import check_output_dir, run_lock
-from d2ft.engine.setup import default_setup, inference_cfg, resolve_cfg
+from d2ft.engine.setup import default_setup, inference_cfg, leave_process_group, resolve_cfg
 from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
 from d2ft.preflight import run_preflight
@@ -111,7 +111,7 @@ def check_and_launch(
         cfg.SEED = seed
     with pass_signals_on() if num_processes * args.num_machines > 1 else nullcontext():
         launch(
-            _run_process,
+            _run_in_group,
             num_processes,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -149,3 +149,9 @@ def _run_process(
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
         return training.train()
+
+
+def _run_in_group(*arguments: Any) -> dict[str, Any] | None:
+    results = _run_process(*arguments)
+    leave_process_group()
+    return results

@@ -1,6 +1,7 @@
 """What a run does once before anything is built: resolve the config, set up the logs."""
 
 import argparse
+import gc
 import logging
 import os
 
@@ -55,6 +56,24 @@ def cfg_below(cfg: CfgNode, folder: str) -> CfgNode:
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)
     cfg.freeze()
     return cfg
+
+
+def leave_process_group() -> None:
+    """
+    End the communication of this process with the others, if there are any, before it exits.
+
+    Threads of gloo may still hold tensors of the last gather. If they let go of them while Python
+    shuts down, PyTorch aborts the process, and a run that is complete seems to have failed.
+    Detectron2 never leaves the group; the references that it keeps are dropped here, so that the
+    threads end with the group.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    comm.synchronize()  # nobody leaves while others still talk to it
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    torch.distributed.destroy_process_group()
+    gc.collect()  # a trainer refers to itself, and its DDP model to the group
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

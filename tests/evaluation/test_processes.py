@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from detectron2.engine.launch import _find_free_port
+from detectron2.engine import launch
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
 from d2ft.config import get_cfg
 from d2ft.data import register_instances
+from d2ft.engine.setup import leave_process_group
 from d2ft.evaluation import build_evaluator
 
 # Images of each process.
@@ -36,6 +37,7 @@ def _evaluate_all(processes, path):
     results = {evaluator_type: _evaluate(evaluator_type, processes) for evaluator_type in CLASSES}
     if comm.is_main_process():
         path.write_text(repr(results))
+    leave_process_group()  # as at the end of a run
 
 
 def _evaluate(evaluator_type, processes):
@@ -55,27 +57,13 @@ def _evaluate(evaluator_type, processes):
     return {task: dict(metrics) for task, metrics in evaluator.evaluate().items()}
 
 
-def _in_a_group(rank, processes, path, port):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=processes, rank=rank
-    )
-    comm.create_local_process_group(processes)
-    _evaluate_all(processes, path)
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.ci
 def test_several_processes_give_the_digits_of_one(tmp_path):
     found = []
     for processes in SHARES:
         path = tmp_path / str(processes)
-        if processes == 1:
-            _evaluate_all(1, path)
-        else:
-            # Not forked: the threads of hotcoco do not survive that.
-            torch.multiprocessing.spawn(
-                _in_a_group, nprocs=processes, args=(processes, path, _find_free_port())
-            )
+        # As a run does it. It spawns: the threads of hotcoco do not survive a fork.
+        launch(_evaluate_all, processes, dist_url="auto", args=(processes, path))
         found.append(path.read_text())
     assert found[0] == found[1] == found[2]
