@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from d2ft.checkpoint.class_names import check_class_names, known_classes
+from d2ft.checkpoint.convert.build import check_required_config
 from d2ft.checkpoint.coverage import check_coverage
 from d2ft.checkpoint.head_remap import HeadInit, remap_class_rows
 from d2ft.checkpoint.last_checkpoint import find_whole_checkpoint
@@ -53,6 +55,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
             checkpoint that is resumed, they are loaded as they are.
         every_tensor: refuse a file that lacks a tensor of the model, as for evaluation.
         report_dir: folder for ``load_report.json``; empty to write none.
+        cfg: of the model. Converted weights that need other settings are then refused.
         metadata: plain data that every saved file carries beside the class names.
     """
 
@@ -66,6 +69,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         head_init: HeadInit = HeadInit(),  # noqa: B008, it is immutable
         every_tensor: bool = False,
         report_dir: str = "",
+        cfg: CfgNode | None = None,
         metadata: Mapping[str, Any] | None = None,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
@@ -76,6 +80,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         self.head_init = head_init
         self.every_tensor = every_tensor
         self.report_dir = report_dir
+        self.cfg = cfg
         self.metadata = dict(metadata or {})
         self._source = ""
         self._local_file = ""
@@ -107,8 +112,8 @@ class FinetuneCheckpointer(DetectionCheckpointer):
 
         Raises:
             UserError: if the file cannot be had or read, is refused by
-                :func:`~d2ft.checkpoint.coverage.check_coverage` or by its class names. The
-                model is then as it was.
+                :func:`~d2ft.checkpoint.coverage.check_coverage`, by its class names or because
+                it needs another config. The model is then as it was.
         """
         if not path:
             if self.every_tensor:
@@ -129,6 +134,8 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         return apply_query(load_checkpoint_file(filename), self._source)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if self.cfg is not None:
+            check_required_config(self.cfg, checkpoint, self._source)
         shapes = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         checkpoint["model"] = match_names(shapes, checkpoint, self._source)
         checkpoint.pop("matching_heuristics", None)

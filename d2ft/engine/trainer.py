@@ -70,10 +70,9 @@ class FinetuneTrainer(DefaultTrainer):
     """
     Same as :class:`DefaultTrainer`, but made to fine-tune a pretrained detector.
 
-    1. The config and the datasets are checked before anything is built or written; a command
-       line (:func:`d2ft.engine.run_train_net`) checks the weights then as well.
-    2. Weights are loaded safely, what is not loaded is reported, and what must not be missing is
-       an error (:class:`FinetuneCheckpointer`).
+    1. Config and datasets are checked before anything is built or written; a command line
+       (:func:`d2ft.engine.run_train_net`) checks the weights then as well.
+    2. Weights are loaded safely; what is missing or does not fit is reported or refused.
     3. Data order, augmentation and random numbers of a step depend on SEED and iteration only, so
        that ``--resume`` goes on as if the run had not been stopped.
     4. Each dataset is evaluated by its own metrics, and OUTPUT_DIR gets ``results.json``.
@@ -254,6 +253,7 @@ class FinetuneTrainer(DefaultTrainer):
             head_init=build_head_init(cfg),
             every_tensor=every_tensor,
             report_dir=report_dir,
+            cfg=cfg,
             metadata=describe_run(cfg),
             **checkpointables,
         )

@@ -16,7 +16,9 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def build_cfg(curve: str, seed: int, budget: int, output: Path, extra: list[str]
         *("SEED", str(seed)),
         *("SOLVER.MAX_ITER", str(budget)),
         *("SOLVER.CHECKPOINT_PERIOD", str(budget)),
-        *("OUTPUT_DIR", str(output / "run")),
+        *("OUTPUT_DIR", tempfile.mkdtemp(prefix="run_", dir=output)),
     ]
     return resolve_cfg(load_cfg(CONFIG, [*opts, *CURVES[curve], *extra]))
 
@@ -113,6 +115,7 @@ def main() -> None:
         cfg = build_cfg(curve, seed, max(budget, 1), args.output, args.opts)
         row = {"curve": curve, "seed": seed, "iterations": budget}
         row |= measure(cfg, before=budget == 0)
+        shutil.rmtree(cfg.OUTPUT_DIR)
         rows.append(row)
         with atomic_write(path) as file:
             json.dump(rows, file, indent=1)

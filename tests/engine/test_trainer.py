@@ -249,3 +249,13 @@ def test_the_4k_config_starts_from_the_rows_of_coco_but_not_on_resume(overrides,
     trainer.resume_or_load(resume=True)
     saved = _weights(run / "model_final.pth")
     assert all(torch.equal(saved[k], v) for k, v in trainer.model.state_dict().items())
+
+
+def test_a_trainer_used_from_python_refuses_weights_that_need_another_config(
+    run, overrides, tmp_path
+):
+    changes = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "INPUT.FORMAT", "RGB"]
+    changes += ["OUTPUT_DIR", str(tmp_path / "second")]
+    cfg = load_cfg(PROJECT / "configs/cityscapes_ft.yaml", [*overrides, *changes])
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT is 'RGB'.*\n\nINPUT:\n  FORMAT: \"BGR\""):
+        FinetuneTrainer(cfg).resume_or_load(resume=False)

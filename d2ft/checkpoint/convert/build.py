@@ -41,6 +41,13 @@ _CONVERTERS = (
 # Where the metadata of a converted checkpoint keeps what the weights need from the config.
 _REQUIRED_KEY = "required_config"
 
+# What d2ft's own checkpoints say of their pixels (describe_run) -> the config key.
+_PIXEL_KEYS = {
+    "pixel_format": "INPUT.FORMAT",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+}
+
 
 class ConfigMismatch(NamedTuple):
     """A config key that the weights need another value of."""
@@ -90,10 +97,18 @@ def convert_checkpoint(checkpoint: dict[str, Any], source: str) -> dict[str, Any
 
 
 def required_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted config key -> value that converted weights need; empty for other weights."""
+    """
+    Return dotted config key -> value that weights need, as far as they say it.
+
+    Converted weights say it all, those that d2ft trained what their pixels were.
+    """
     description = checkpoint.get(METADATA_KEY)
-    required = description.get(_REQUIRED_KEY) if isinstance(description, dict) else None
-    return required if isinstance(required, dict) else {}
+    if not isinstance(description, dict):
+        return {}
+    required = description.get(_REQUIRED_KEY)
+    if isinstance(required, dict):
+        return required
+    return {key: description[own] for own, key in _PIXEL_KEYS.items() if own in description}
 
 
 def required_config_mismatches(cfg: CfgNode, required: Mapping[str, Any]) -> list[ConfigMismatch]:

@@ -16,6 +16,7 @@ from d2ft.checkpoint.convert.build import (
     required_config,
     required_config_mismatches,
 )
+from d2ft.checkpoint.describe import describe_run
 from d2ft.checkpoint.weights import read_weights
 from d2ft.config import get_cfg, load_cfg
 from d2ft.errors import UserError
@@ -145,3 +146,12 @@ def test_tool_refuses_what_needs_no_conversion(state_dict, tmp_path, monkeypatch
 def test_tool_refuses_a_target_that_detectron2_would_not_read(mmdet_file, monkeypatch):
     with pytest.raises(SystemExit, match=r"mask_rcnn\.pkl: .* has to end in \.pth"):
         run_tool(monkeypatch, mmdet_file, "mask_rcnn.pkl")
+
+
+def test_weights_that_d2ft_trained_refuse_other_pixels(tmp_path):
+    cfg = load_cfg(BASE, TINY_MODEL)
+    FinetuneCheckpointer(build_model(cfg), str(tmp_path), metadata=describe_run(cfg)).save("own")
+    other = load_cfg(BASE, [*TINY_MODEL, "INPUT.FORMAT", "RGB"])
+    with pytest.raises(UserError, match=r"own\.pth was trained.*INPUT\.FORMAT is 'RGB'"):
+        FinetuneCheckpointer(build_model(other), cfg=other).load(str(tmp_path / "own.pth"))
+    FinetuneCheckpointer(build_model(cfg), cfg=cfg).load(str(tmp_path / "own.pth"))
