@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmark_datasets import benchmark_datasets
 from benchmark_evaluators import benchmark_evaluators
 from benchmark_timing import time_in_turn
 from detectron2.config import CfgNode
@@ -66,6 +67,7 @@ def benchmark_loader(root: Path, *, quick: bool) -> Iterator[Comparison]:
     """Compare reading the dataset, and the batches of the training loader."""
     images, labels = root / "leftImg8bit" / "train", root / "gtFine" / "train"
     yield from _compare_reading(images, labels, repetitions=2 if quick else 5)
+    yield from itertools.starmap(Comparison, benchmark_datasets(quick=quick))
     yield from _compare_batches(quick=quick)
 
 

@@ -54,11 +54,13 @@ _FORMATS = {
         {"SPLIT_FILE": "split_file", "CLASSES": "thing_classes"},
     ),
     "wider_face": _Format(
-        register_wider_face_instances, {"IMAGES": "image_dir", "ANNOTATIONS": "annotations"}
+        register_wider_face_instances,
+        {"IMAGES": "image_dir", "ANNOTATIONS": "annotations"},
+        {"GROUND_TRUTH": "ground_truth_dir"},
     ),
 }
 
-_FOLDERS = ("IMAGES", "LABELS", "ROOT")
+_FOLDERS = ("GROUND_TRUTH", "IMAGES", "LABELS", "ROOT")
 _FILES = ("ANNOTATIONS", "JSON", "SPLIT_FILE")
 
 

@@ -41,12 +41,14 @@ def draw_annotations(record: dict[str, Any], metadata: Metadata) -> Picture:
         labels=[names[a["category_id"]] for a in instances],
         assigned_colors=_colours(len(instances)),
     )
-    for annotation, box in zip(left_out, _boxes(left_out), strict=True):
-        word = "crowd" if annotation.get("iscrowd", 0) else "ignore"
-        visualizer.draw_box(box, edge_color=_LEFT_OUT, line_style="--")
-        text = f"{names[annotation['category_id']]} ({word})"
-        corner = (box[0], box[1])
-        visualizer.draw_text(text, corner, color=_LEFT_OUT, horizontal_alignment="left")
+    # A region that is ignored for several classes comes once for each.
+    words: dict[tuple[float, ...], str] = {}
+    for annotation, box in zip(left_out, _boxes(left_out).tolist(), strict=True):
+        crowd = f"{names[annotation['category_id']]} (crowd)"
+        words[tuple(box)] = "ignore" if annotation.get("ignore", 0) else crowd
+    for place, word in words.items():
+        visualizer.draw_box(place, edge_color=_LEFT_OUT, line_style="--")
+        visualizer.draw_text(word, place[:2], color=_LEFT_OUT, horizontal_alignment="left")
     return visualizer.get_output().get_image()
 
 

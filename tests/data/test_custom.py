@@ -93,6 +93,23 @@ def test_the_format_decides_the_evaluator(tmp_path):
     assert len(DatasetCatalog.get("mine")) == 2
 
 
+@pytest.mark.parametrize(
+    ("classes", "evaluator_type"), [("[Car]", "kitti"), ("[Tram, Car]", "kitti"), ("[Tram]", "coco")]
+)
+def test_the_official_ap_of_kitti_judges_its_own_classes_alone(classes, evaluator_type):
+    _register(f"{{FORMAT: kitti, ROOT: data, CLASSES: {classes}}}")
+    assert MetadataCatalog.get("mine").evaluator_type == evaluator_type
+
+
+def test_faces_are_judged_by_the_official_lists_where_the_entry_has_them():
+    faces = "FORMAT: wider_face, IMAGES: data, ANNOTATIONS: data/train.json"
+    _register(f"{{{faces}, GROUND_TRUTH: data}}")
+    assert MetadataCatalog.get("mine").evaluator_type == "wider_face"
+    assert MetadataCatalog.get("mine").ground_truth_dir == str(Path("data").absolute())
+    with pytest.raises(UserError, match="GROUND_TRUTH .*there is no folder nowhere"):
+        _register(f"{{{faces}, GROUND_TRUTH: nowhere}}")
+
+
 def test_voc_takes_its_classes_from_the_entry_or_the_files(tmp_path):
     root = tmp_path / "VOC"
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):

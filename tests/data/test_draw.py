@@ -39,6 +39,19 @@ def test_crowd_regions_are_drawn_otherwise_than_instances(root):
     assert not np.array_equal(drawn, draw_annotations(record, metadata))
 
 
+def test_a_region_that_is_ignored_for_several_classes_is_drawn_once(root):
+    record, metadata = load_records(NAME)[0], MetadataCatalog.get(NAME)
+    region = {**record["annotations"][0], "ignore": 1, "iscrowd": 1}
+    pictures = [
+        draw_annotations(
+            {**record, "annotations": [{**region, "category_id": c} for c in range(number)]},
+            metadata,
+        )
+        for number in (1, 3)
+    ]
+    assert np.array_equal(*pictures)
+
+
 @pytest.mark.parametrize("masks", [True, False])
 def test_what_the_mapper_makes_is_drawn_at_its_size(root, masks):
     cfg = load_cfg(

@@ -141,7 +141,7 @@ def _find_frames(image_dir: Path, gt_dir: Path) -> list[_Frame]:
             f"{without_labels[0]} nor its {_POLYGONS_SUFFIX} exists"
         )
     if to_derive:
-        derived = _derive_instance_ids([polygons for _, polygons in to_derive])
+        derived = _derive_instance_ids(to_derive)
         instance_ids.update(zip((image for image, _ in to_derive), derived, strict=True))
     return [
         _Frame(image.name.removesuffix(_IMAGE_SUFFIX), image, instance_ids[image])
@@ -149,27 +149,32 @@ def _find_frames(image_dir: Path, gt_dir: Path) -> list[_Frame]:
     ]
 
 
-def _derive_instance_ids(polygon_files: Sequence[Path]) -> list[Path]:
-    """Return instance images in the cache, drawn by cityscapesscripts where not there yet."""
+def _derive_instance_ids(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """
+    Return instance images in the cache, drawn by cityscapesscripts where not there yet.
+
+    Args:
+        pairs: image and polygons of each frame.
+    """
     folder = cache_dir() / "cityscapes_instance_ids"
     folder.mkdir(exist_ok=True)
     targets = {
         polygons: folder / f"{fingerprint([polygons])[:20]}{_INSTANCE_SUFFIX}"
-        for polygons in polygon_files
+        for _, polygons in pairs
     }
     if all(target.is_file() for target in targets.values()):
         return list(targets.values())
     with FileLock(folder / "lock"):  # of several processes one draws
-        missing = [polygons for polygons, target in targets.items() if not target.is_file()]
+        missing = [(image, polygons) for image, polygons in pairs if not targets[polygons].is_file()]
         logger.info("%d frames have polygons but no instance image: drawing them", len(missing))
-        for polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
-            ids = _draw_instance_ids(polygons)
+        for image, polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
+            ids = _draw_instance_ids(image, polygons)
             with atomic_write(targets[polygons], "wb") as file:
                 Image.fromarray(ids).save(file, format="PNG")
     return list(targets.values())
 
 
-def _draw_instance_ids(polygons: Path) -> "np.ndarray[Any, np.dtype[np.uint16]]":
+def _draw_instance_ids(image: Path, polygons: Path) -> "np.ndarray[Any, np.dtype[np.uint16]]":
     from cityscapesscripts.helpers.annotation import Annotation
     from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 
@@ -177,11 +182,22 @@ def _draw_instance_ids(polygons: Path) -> "np.ndarray[Any, np.dtype[np.uint16]]"
     try:
         with cityscapesscripts_bridge():
             annotation.fromJsonFile(str(polygons))
-            image = createInstanceImage(annotation, "ids")
+            size, expected = (annotation.imgWidth, annotation.imgHeight), _check_image(image)
+            # Before a picture of that size is made.
+            if size != expected:
+                raise UserError(
+                    f"{polygons} is for {size[0]}x{size[1]} pixels, but its image {image} has "
+                    f"{expected[0]}x{expected[1]}"
+                )
+            drawn = createInstanceImage(annotation, "ids")
+    except UserError:
+        raise
     # printError of cityscapesscripts, for a label it does not know, exits the process.
-    except (ValueError, KeyError, TypeError, AttributeError, SystemExit) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SystemExit,
+    ) as error:  # fmt: skip
         raise UserError(f"cannot draw the instances of {polygons}: {error!r}") from error
-    return np.asarray(image).astype(np.uint16)
+    return np.asarray(drawn).astype(np.uint16)
 
 
 def _parse_frames(frames: Sequence[_Frame], description: str) -> list[dict[str, Any]]:

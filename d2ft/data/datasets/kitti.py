@@ -36,7 +36,6 @@ KITTI_RAW_CLASSES = (
 _DONT_CARE = "DontCare"
 # Neither target nor false positive for the class: evaluate_object.cpp of the development kit.
 _NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
-_EVALUATOR_TYPE = "kitti"
 _FIELDS = 15
 _PARSER_VERSION = 1
 
@@ -47,14 +46,19 @@ def register_kitti_instances(
     split_file: str | os.PathLike[str] | None = None,
     thing_classes: Sequence[str] = KITTI_CLASSES,
 ) -> None:
-    """Register frames of KITTI; the arguments are those of :func:`load_kitti_instances`."""
+    """
+    Register frames of KITTI, evaluated by the official AP if that judges one of the classes.
+
+    The arguments are those of :func:`load_kitti_instances`. The official AP is for the classes of
+    :data:`KITTI_CLASSES`; a set without any of them is evaluated COCO-style.
+    """
     root = Path(root).absolute()
     split_file = Path(split_file).absolute() if split_file is not None else None
     register_instances(
         name,
         functools.partial(load_kitti_instances, root, split_file, tuple(thing_classes)),
         thing_classes=thing_classes,
-        evaluator_type=_EVALUATOR_TYPE,
+        evaluator_type="kitti" if set(thing_classes) & set(KITTI_CLASSES) else "coco",
         label_dir=str(root / "training" / "label_2"),
     )
 
@@ -106,7 +110,7 @@ def load_kitti_instances(
     frames = _read_split(Path(split_file)) if split_file is not None else _frames_of(labels)
     pairs = [(images / f"{frame}.png", labels / f"{frame}.txt") for frame in frames]
     for file in (file for pair in pairs for file in pair):
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path's, false for a name that no file can have
             raise UserError(f"the KITTI file {file} does not exist")
     records = cached_records(
         f"KITTI instances of {root}, split {split_file}, classes {', '.join(thing_classes)}",

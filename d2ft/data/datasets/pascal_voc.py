@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_PARSER_VERSION = 1
+_PARSER_VERSION = 2
 _EVALUATOR_TYPE = "pascal_voc"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -119,7 +119,7 @@ def load_voc_instances(
         Dicts with ``file_name``, ``image_id``, ``height``, ``width`` (pixels; those of the image
         where the XML has none) and ``annotations``: ``bbox`` in XYXY_ABS, ``category_id``,
         ``iscrowd`` 0, ``difficult`` and ``truncated`` (0 or 1), and perhaps ``segmentation`` as
-        compressed RLE.
+        compressed RLE. ``dropped_boxes`` is the number of objects that were left out.
 
     Raises:
         UserError: if a file is missing or broken, a class is not in ``thing_classes``, a box is
@@ -131,12 +131,18 @@ def load_voc_instances(
     samples = _find_samples(root, split)
     list_file = _list_file(root, split)
     files = [file for s in samples for file in (s.xml, s.image, s.masks) if file is not None]
-    return cached_records(
+    records = cached_records(
         f"VOC instances of {list_file} with classes {', '.join(thing_classes)}",
         [list_file, *files],
         lambda: _parse_samples(samples, list_file, tuple(thing_classes)),
         version=_PARSER_VERSION,
     )
+    dropped = sum(record["dropped_boxes"] for record in records)
+    if dropped:
+        logger.warning(
+            "%s: left out %d objects whose box has no width or height", list_file, dropped
+        )
+    return records
 
 
 def _list_file(root: Path, split: str) -> Path:
@@ -242,19 +248,10 @@ def _parse_samples(
 ) -> list[dict[str, Any]]:
     index = {name: category for category, name in enumerate(thing_classes)}
     parse = functools.partial(_parse_sample, category_of=index)
-    records, dropped = [], 0
-    for record, empty in _in_threads(parse, samples, f"Reading {list_file}"):
-        records.append(record)
-        dropped += empty
-    if dropped:
-        logger.warning(
-            "%s: left out %d objects whose box has no width or height", list_file, dropped
-        )
-    return records
+    return list(_in_threads(parse, samples, f"Reading {list_file}"))
 
 
-def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[str, Any], int]:
-    """Return the dataset dict of an image and how many objects were left out."""
+def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> dict[str, Any]:
     tree = read_xml(sample.xml)
     width, height = image_size(tree, sample.xml, sample.image)
     objects = tree.findall("object")
@@ -289,11 +286,11 @@ def _parse_sample(sample: _Sample, category_of: dict[str, int]) -> tuple[dict[st
             counts = rle["counts"].decode("ascii")
             annotation["segmentation"] = {"size": rle["size"], "counts": counts}
         annotations.append(annotation)
-    record = {
+    return {
         "file_name": str(sample.image),
         "image_id": sample.image_id,
         "height": height,
         "width": width,
         "annotations": annotations,
+        "dropped_boxes": dropped,
     }
-    return record, dropped

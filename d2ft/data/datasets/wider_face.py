@@ -11,10 +11,9 @@ import functools
 import logging
 import math
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -22,6 +21,7 @@ from detectron2.structures import BoxMode
 from d2ft.data.cache import cached_records
 from d2ft.data.catalog import register_instances
 from d2ft.data.datasets.image_size import read_image_size
+from d2ft.data.datasets.voc_xml import object_flag, read_xml
 from d2ft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -91,26 +91,36 @@ def load_wider_face_instances(
     names = [line for line in lines if line]
     if not names:
         raise UserError(f"{annotations} names no image")
-    if any(_is_image(line) for line in names):
-        faces = _parse_official(lines, annotations, image_dir)
+    images = [image_dir / line for line in names if _is_image(line)]
+    if images:
         sources = [annotations]
+        for image in images:
+            _require_image(image, annotations)
     else:
         _refuse_repeated(names, annotations)
         sources = [annotations, *(image_dir / "Annotations" / f"{name}.xml" for name in names)]
-        missing = [path for path in sources[1:] if not path.is_file()]
+        # Unlike Path's, false for a name that no file can have.
+        missing = [path for path in sources[1:] if not os.path.isfile(path)]
         if missing:
             raise UserError(
                 f"{annotations} has no line that is the path of an image, so it is read as a list "
                 f"of names, but {missing[0]} does not exist"
             )
-        faces = dict(_parse_xml(path, image_dir) for path in sources[1:])
-    for image in faces:
-        if not image.is_file():
-            raise UserError(f"{annotations} names the image {image}, which does not exist")
+        # The event is in the XML alone: these are the images and perhaps some of the same name.
+        stems = set(names)
+        images = [path for path in sorted(image_dir.glob("*/*.jpg")) if path.stem in stems]
+
+    def parse() -> list[dict[str, Any]]:
+        if len(sources) == 1:
+            faces = _parse_official(lines, annotations, image_dir)
+        else:
+            faces = dict(_parse_xml(path, image_dir) for path in sources[1:])
+        return _records(faces, image_dir)
+
     records = cached_records(
         f"WIDER FACE of {annotations}, images {image_dir}",
-        [*sources, *faces],
-        lambda: _records(faces, image_dir),
+        [*sources, *images],
+        parse,
         version=_PARSER_VERSION,
     )
     dropped, clipped = (sum(r[key] for r in records) for key in ("dropped_boxes", "clipped_boxes"))
@@ -139,6 +149,11 @@ def _read_text(path: Path) -> str:
 
 def _is_image(line: str) -> bool:
     return line.lower().endswith((".jpg", ".jpeg", ".png"))
+
+
+def _require_image(image: Path, source: Path) -> None:
+    if not os.path.isfile(image):
+        raise UserError(f"{source} names the image {image}, which does not exist")
 
 
 def _refuse_repeated(names: Iterable[str], source: Path) -> None:
@@ -198,11 +213,8 @@ def _parse_face(line: str) -> _Face:
 
 def _parse_xml(path: Path, image_dir: Path) -> tuple[Path, list[_Face]]:
     """Return the image and its faces; corners are taken as they are."""
-    try:
-        root = ElementTree.fromstring(_read_text(path))
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is no XML: {error}") from error
-    folder = root.findtext("folder")
+    root = read_xml(path)
+    folder = (root.findtext("folder") or "").strip()
     if not folder:
         raise UserError(f"{path} has no folder, which is the event of its image")
     faces = []
@@ -216,8 +228,11 @@ def _parse_xml(path: Path, image_dir: Path) -> tuple[Path, list[_Face]]:
                 raise ValueError(f"has the box {box}")
         except ValueError as error:
             raise UserError(f"{path}, object {number}: {error}") from error
-        faces.append((box, element.findtext("difficult", "0").strip() == "1"))
-    return image_dir / folder / f"{path.stem}.jpg", faces
+        is_difficult = object_flag(element, "difficult", f"{path}, object {number}")
+        faces.append((box, is_difficult == 1))
+    image = image_dir / folder / f"{path.stem}.jpg"
+    _require_image(image, path)
+    return image, faces
 
 
 def _records(faces: Mapping[Path, Sequence[_Face]], image_dir: Path) -> list[dict[str, Any]]:
@@ -246,7 +261,7 @@ def _records(faces: Mapping[Path, Sequence[_Face]], image_dir: Path) -> list[dic
         records.append(
             {
                 "file_name": str(image),
-                "image_id": image.relative_to(image_dir).with_suffix("").as_posix(),
+                "image_id": PurePath(os.path.relpath(image, image_dir)).with_suffix("").as_posix(),
                 "height": height,
                 "width": width,
                 "annotations": annotations,

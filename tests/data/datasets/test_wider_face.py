@@ -86,6 +86,7 @@ def test_boxes_without_area_are_dropped_and_counted_on_cached_loads_too(tmp_path
         (f"0--Parade/a.jpg\n1\n{FACE}\n{FACE}", "line 4: expected the path of an image"),
         (f"0--Parade/a.jpg\n1\n{FACE}\n" * 2, "line 4: names 0--Parade/a.jpg twice"),
         ("0--Parade/z.jpg\n0\n", "names the image .*z.jpg, which does not exist"),
+        ("z" * 300 + ".jpg\n0\n", "names the image .*z.jpg, which does not exist"),
         ("", "names no image"),
     ],
 )
@@ -110,11 +111,13 @@ def test_layout_of_mmdetection_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotation>", "is no XML"),
+        ("<annotation>", "cannot be read as XML"),
         (_xml("", folder=""), "has no folder"),
         (_xml(_object((1, 2, 3, 4), name="cat")), "object 1: is 'cat'"),
         (_xml(_object((9, 2, 3, 4))), "object 1: has the box"),
         (_xml(_object((1, 2, "nan", 4))), "object 1: has the box"),
+        (_xml(_object((1, 2, 3, 4), difficult="x")), "object 1: difficult is 0 or 1, got 'x'"),
+        (_xml("", folder="1--B"), "names the image .*1--B/a.jpg, which does not exist"),
     ],
 )
 def test_malformed_xml_is_named(tmp_path, text, message):
