@@ -3,7 +3,9 @@ Choose the evaluator of a dataset by its ``evaluator_type``.
 
 Result keys, in percent. ``DatasetEvaluators`` asserts that no task comes from two evaluators:
 
-    coco                 bbox: COCO box AP;  segm: COCO mask AP (if the model has masks)
+    coco                 bbox, segm (if the model has masks): COCO's 12 numbers: AP, AP50, AP75,
+                         AP of small, medium, large: APs, APm, APl; AR@1, AR@10, AR@100, ARs@100,
+                         ARm@100, ARl@100; AP-<class>. 100 is TEST.DETECTIONS_PER_IMAGE
     cityscapes_instance  bbox: COCO box AP;  segm: official instance AP;  segm_coco: COCO mask AP
     kitti                bbox: AP (mean of the classes' moderate AP at 40 recalls), AP-<level>,
                          AP-<class>-<level>, and each with -R11 for 11 recalls
@@ -102,9 +104,11 @@ def pascal_voc(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 def _coco_style(
     cfg: CfgNode, dataset_name: str, result_names: Mapping[str, str] | None = None
 ) -> CocoEvaluator:
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
     return CocoEvaluator(
         dataset_name,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        # -1 is no limit to the model; COCO's own is 100.
+        max_dets_per_image=limit if limit > 0 else None,
         result_names=result_names,
     )

@@ -60,12 +60,12 @@ class KittiEvaluator(BoxEvaluator):
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         objects = [self._objects(record) for record in records]
         detections = [
             KittiDetections([self._classes[c] for c in classes], boxes, scores)
-            for (boxes, scores, classes), _ in predictions
+            for boxes, scores, classes, _ in predictions
         ]
         overlaps = {name: MIN_OVERLAP[name] for name in self._judged}
         found = kitti_average_precision(objects, detections, overlaps)

@@ -38,22 +38,14 @@ class PascalVocEvaluator(BoxEvaluator):
             tasks: of "bbox", "segm". Masks are judged on the images all of whose objects have
                 one, which in VOC are those with a SegmentationObject file.
         """
-        super().__init__(dataset_name)
+        super().__init__(dataset_name, with_masks="segm" in tasks)
         self._tasks = tasks
         self._eleven_points = int(MetadataCatalog.get(dataset_name).get("year", 2012)) == 2007
-
-    def _encode_masks(self, instances: Any) -> list[dict[str, Any]]:
-        if "segm" not in self._tasks:
-            return []
-        masks = instances.pred_masks
-        if hasattr(masks, "rles"):  # predictions that were read from a file
-            return list(masks.rles)
-        return [mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks.numpy()]
 
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         images = list(zip(records, predictions, strict=True))
         results = {}
@@ -93,7 +85,7 @@ class PascalVocEvaluator(BoxEvaluator):
 
     def _class_results(self, task: str, index: int, images: list[Any]) -> list[float]:
         overlaps, all_scores, difficult = [], [], []
-        for record, ((boxes, scores, classes), masks) in images:
+        for record, (boxes, scores, classes, masks) in images:
             truth = [
                 a
                 for a in record["annotations"]

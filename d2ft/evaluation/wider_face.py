@@ -106,13 +106,13 @@ class WiderFaceEvaluator(BoxEvaluator):
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         faces = [self._faces(record) for record in records]
-        scores = stretch_scores([image[1] for image, _ in predictions])
+        scores = stretch_scores([found.scores for found in predictions])
         matches = [
-            match_faces(image[0], stretched, lists.boxes)
-            for (image, _), stretched, lists in zip(predictions, scores, faces, strict=True)
+            match_faces(found.boxes, stretched, lists.boxes)
+            for found, stretched, lists in zip(predictions, scores, faces, strict=True)
         ]
         levels = LEVELS if self._lists is not None else ("all",)
         percent = {

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ft.data import register_instances
 from d2ft.evaluation import CocoEvaluator
-from d2ft.evaluation.coco_ap import evaluate_coco
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco
 
 
 def _records(boxes):
@@ -85,7 +85,9 @@ def test_a_forked_process_counts_without_the_threads_that_it_lacks():
             }
         ],
     }
-    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}]
+    results = CocoDetections.from_results(
+        [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}]
+    )
     expected = evaluate_coco(dataset, results, "bbox", backend="hotcoco").stats.tolist()
     with multiprocessing.get_context("fork").Pool(1) as pool:
         found = pool.apply_async(evaluate_coco, (dataset, results, "bbox")).get(timeout=60)

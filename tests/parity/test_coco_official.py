@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
-from d2ft.evaluation.coco_ap import evaluate_coco
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco
 
 pytestmark = pytest.mark.parity
 
@@ -43,7 +43,9 @@ def assert_equal_to_pycocotools(backend, dataset, results, max_dets=(1, 10, 100)
         pytest.importorskip("hotcoco")
     for task in ("bbox", "segm"):
         precision, recall, stats = pycocotools_numbers(dataset, results, task, max_dets)
-        ours = evaluate_coco(dataset, results, task, max_dets=max_dets, backend=backend)
+        ours = evaluate_coco(
+            dataset, CocoDetections.from_results(results), task, max_dets=max_dets, backend=backend
+        )
         assert np.array_equal(ours.eval["precision"], precision)
         assert np.array_equal(ours.eval["recall"], recall)
         assert len(stats) == 0 or np.array_equal(ours.stats, stats)
@@ -152,8 +154,13 @@ def test_no_predictions_are_an_ap_of_0_and_string_ids_and_the_id_0_are_fine(back
     if backend == "hotcoco":
         pytest.importorskip("hotcoco")
     dataset, results = make_scored_scenes(10, seed=4, num_classes=2)
-    assert evaluate_coco(dataset, [], "bbox", backend=backend).stats[0] == 0
-    expected = evaluate_coco(dataset, results, "bbox", backend=backend).stats
+    assert (
+        evaluate_coco(dataset, CocoDetections.from_results([]), "bbox", backend=backend).stats[0]
+        == 0
+    )
+    expected = evaluate_coco(
+        dataset, CocoDetections.from_results(results), "bbox", backend=backend
+    ).stats
     renamed = copy.deepcopy(dataset)
     for image in renamed["images"]:
         image["id"] = f"{image['id']:03}"
@@ -161,4 +168,7 @@ def test_no_predictions_are_an_ap_of_0_and_string_ids_and_the_id_0_are_fine(back
         annotation["image_id"] = f"{annotation['image_id']:03}"
         annotation["id"] -= 1
     found = [{**result, "image_id": f"{result['image_id']:03}"} for result in results]
-    assert np.array_equal(evaluate_coco(renamed, found, "bbox", backend=backend).stats, expected)
+    assert np.array_equal(
+        evaluate_coco(renamed, CocoDetections.from_results(found), "bbox", backend=backend).stats,
+        expected,
+    )
