@@ -28,6 +28,8 @@ from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator, require_offi
 from d2ft.evaluation.coco import CocoEvaluator
 from d2ft.evaluation.kitti import KittiEvaluator, require_kitti_classes
 from d2ft.evaluation.pascal_voc import PascalVocEvaluator
+from d2ft.evaluation.predictions import PredictionWriter, predictions_file
+from d2ft.evaluation.progress import InferenceProgress
 from d2ft.evaluation.wider_face import WiderFaceEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -45,6 +47,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         UserError: as :func:`require_evaluator`.
     """
     return EVALUATOR_REGISTRY.get(require_evaluator(dataset_name))(cfg, dataset_name)
+
+
+def build_run_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Return :func:`build_evaluator` with what keeps the predictions in OUTPUT_DIR, and a bar."""
+    path = predictions_file(cfg.OUTPUT_DIR, dataset_name)
+    return DatasetEvaluators(
+        [
+            InferenceProgress(dataset_name),
+            PredictionWriter(dataset_name, path),
+            build_evaluator(cfg, dataset_name),
+        ]
+    )
 
 
 def require_evaluator(dataset_name: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,8 +92,8 @@ class CocoEvaluator(BoxEvaluator):
     def _task_results(
         self, task: str, truth: Mapping[str, Any], found: "_AllPredictions"
     ) -> dict[str, float]:
-        backend, start = fastest_backend(), time.perf_counter()
-        parts = []
+        backend, parts = fastest_backend(), []
+        logger.info("%s counts COCO's %s AP", describe_backend(backend), task)
         with tqdm(
             total=len(found.classes), desc=f"COCO {task} AP", unit="prediction", disable=None
         ) as bar:
@@ -111,12 +110,6 @@ class CocoEvaluator(BoxEvaluator):
                     )
                 )
                 bar.update(len(chosen.scores))
-        seconds = time.perf_counter() - start
-        logger.info(
-            "COCO's %s AP of %d predictions on %d images by %s: %.1f s, %.2f ms an image",
-            *(task, len(found.classes), len(truth["images"]), describe_backend(backend), seconds),
-            seconds / max(len(truth["images"]), 1) * 1e3,
-        )
         return self._results(task, join_categories(parts))
 
     def _results(self, task: str, numbers: CocoNumbers) -> dict[str, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
+from tqdm import trange
 
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
@@ -63,7 +64,12 @@ class PascalVocEvaluator(BoxEvaluator):
 
     def _task_results(self, task: str, images: list[Any]) -> dict[str, float]:
         by_class = np.array(
-            [self._class_results(task, index, images) for index in range(len(self._classes))]
+            [
+                self._class_results(task, index, images)
+                for index in trange(
+                    len(self._classes), desc=f"VOC {task} AP", unit="class", disable=None
+                )
+            ]
         ).reshape(-1, len(_THRESHOLDS))
         by_class *= 100
         present = by_class[~np.isnan(by_class).any(axis=1)]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
@@ -112,7 +113,13 @@ class WiderFaceEvaluator(BoxEvaluator):
         scores = stretch_scores([found.scores for found in predictions])
         matches = [
             match_faces(found.boxes, stretched, lists.boxes)
-            for found, stretched, lists in zip(predictions, scores, faces, strict=True)
+            for found, stretched, lists in tqdm(
+                zip(predictions, scores, faces, strict=True),
+                total=len(faces),
+                desc="WIDER FACE AP",
+                unit="image",
+                disable=None,
+            )
         ]
         levels = LEVELS if self._lists is not None else ("all",)
         percent = {
