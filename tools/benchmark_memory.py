@@ -15,11 +15,11 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, Instances
@@ -36,58 +36,59 @@ OBJECTS, PREDICTIONS = 7, 100
 
 class Images:
     """
-    Images whose objects and predictions have shapes from a pool of some thousand.
+    Images whose predictions are some of 200 others, a hundred each, with masks of many shapes.
 
     Args:
         classes: number of classes; ids are from 1.
     """
 
     def __init__(self, classes: int) -> None:
-        _, self.pool = make_scored_scenes(300, seed=0)
-        boxes = torch.tensor([shape["bbox"] for shape in self.pool])
+        _, pool = make_scored_scenes(300, seed=0)
+        boxes = torch.tensor([shape["bbox"] for shape in pool])
         boxes[:, 2:] += boxes[:, :2]
-        self.boxes, self.classes = boxes, classes
-
-    def shapes(self, image_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the places in the pool, the classes from 0 and the scores; objects come first."""
-        generator = torch.Generator().manual_seed(image_id)
-        places = torch.randint(len(self.pool), (PREDICTIONS,), generator=generator)
-        classes = torch.randint(self.classes, (PREDICTIONS,), generator=generator)
-        return places, classes, torch.rand(PREDICTIONS, generator=generator)
-
-    def truth(self, number: int) -> dict[str, Any]:
-        """Return COCO's form of the ground truth."""
-        return {
-            "images": [
-                {"id": i, "file_name": f"{i}.jpg", "height": IMAGE_SIZE[0], "width": IMAGE_SIZE[1]}
-                for i in range(number)
-            ],
-            "categories": [{"id": i + 1, "name": f"class {i}"} for i in range(self.classes)],
-            "annotations": list(self._annotations(number)),
-        }
-
-    def _annotations(self, number: int) -> Iterator[dict[str, Any]]:
-        for image_id in range(number):
-            places, classes, _ = self.shapes(image_id)
-            for i in range(OBJECTS):
-                shape = self.pool[places[i]]
-                yield {
-                    "id": image_id * OBJECTS + i + 1,
-                    "image_id": image_id,
-                    "category_id": int(classes[i]) + 1,
-                    "bbox": shape["bbox"],
-                    "area": shape["bbox"][2] * shape["bbox"][3],
-                    "iscrowd": 0,
-                    "segmentation": shape["segmentation"],
-                }
+        self.classes = classes
+        self.pool = []
+        for _ in range(200):
+            places = torch.randint(len(pool), (PREDICTIONS,))
+            instances = Instances(IMAGE_SIZE, scores=torch.rand(PREDICTIONS))
+            instances.pred_boxes = Boxes(boxes[places])
+            instances.pred_classes = torch.randint(classes, (PREDICTIONS,))
+            instances.pred_masks = RleMasks([pool[place]["segmentation"] for place in places])
+            self.pool.append(instances)
 
     def predictions(self, image_id: int) -> Instances:
         """Return what a model would give, the masks as run-length codes."""
-        places, classes, scores = self.shapes(image_id)
-        instances = Instances(IMAGE_SIZE, scores=scores, pred_classes=classes)
-        instances.pred_boxes = Boxes(self.boxes[places])
-        instances.pred_masks = RleMasks([self.pool[place]["segmentation"] for place in places])
-        return instances
+        return self.pool[image_id % len(self.pool)]
+
+    def write_truth(self, path: Path, number: int) -> None:
+        """Write COCO's form of the ground truth: the first of each image's predictions."""
+        height, width = IMAGE_SIZE
+        images = [
+            {"id": i, "file_name": f"{i}.jpg", "height": height, "width": width}
+            for i in range(number)
+        ]
+        categories = [{"id": i + 1, "name": f"class {i}"} for i in range(self.classes)]
+        with open(path, "w", encoding="utf-8") as file:
+            head = json.dumps({"images": images, "categories": categories})
+            file.write(f'{head[:-1]}, "annotations": [')
+            for image_id in range(number):
+                for row in range(OBJECTS):
+                    annotation = self._annotation(image_id, row)
+                    file.write((", " if annotation["id"] > 1 else "") + json.dumps(annotation))
+            file.write("]}")
+
+    def _annotation(self, image_id: int, row: int) -> dict[str, Any]:
+        found = self.predictions(image_id)
+        x0, y0, x1, y1 = found.pred_boxes.tensor[row].tolist()
+        return {
+            "id": image_id * OBJECTS + row + 1,
+            "image_id": image_id,
+            "category_id": int(found.pred_classes[row]) + 1,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": (x1 - x0) * (y1 - y0),
+            "iscrowd": 0,
+            "segmentation": found.pred_masks.rles[row],
+        }
 
 
 def resident() -> float:
@@ -104,13 +105,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=80)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     images = Images(args.classes)
     with tempfile.TemporaryDirectory(prefix="d2ft_benchmark_") as folder:
         json_file = Path(folder) / "truth.json"
-        json_file.write_text(json.dumps(images.truth(args.images)), encoding="utf-8")
+        images.write_truth(json_file, args.images)
         register_coco_instances(DATASET, {}, str(json_file), folder)
-        from detectron2.data import MetadataCatalog
-
         MetadataCatalog.get(DATASET).set(
             thing_classes=[f"class {i}" for i in range(args.classes)],
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(args.classes)},

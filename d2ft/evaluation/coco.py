@@ -72,11 +72,11 @@ class CocoEvaluator(BoxEvaluator):
         self._tasks = sorted(tasks)
         self._max_dets = sorted((1, 10, max_dets_per_image or 100))
         self._result_names = dict(result_names or {})
-        self._category_ids = category_ids(dataset_name)
 
     def _evaluate_images(
         self, by_image: dict[ImageId, ImagePredictions]
     ) -> dict[str, dict[str, float]]:
+        self._category_ids = category_ids(self._dataset_name)
         truth = _ground_truth(self._dataset_name)
         if "annotations" not in truth:
             logger.info("%s has no annotations to evaluate on", self._dataset_name)
