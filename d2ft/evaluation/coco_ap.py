@@ -30,7 +30,7 @@ _PARAMS = pycocotools.cocoeval.Params()
 
 # Above so many detections the four area ranges are counted one after the other: pycocotools and
 # hotcoco keep some 200 bytes of each detection for each range at a time.
-_DETECTIONS_AT_ONCE = 1_000_000
+_DETECTIONS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
