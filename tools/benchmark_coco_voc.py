@@ -11,7 +11,7 @@ from benchmark_timing import time_in_turn
 from detectron2.evaluation.pascal_voc_evaluation import parse_rec, voc_eval
 
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
-from d2ft.evaluation.coco_ap import evaluate_coco, fastest_backend
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco, fastest_backend
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
 
 # name, seconds of ours, seconds of the stock way; one value a repetition
@@ -26,7 +26,9 @@ def compare_coco(num_images: int, *, repetitions: int) -> list[Timing]:
     for task in ("bbox", "segm"):
 
         def run(backend: str, task: str = task) -> Any:
-            return evaluate_coco(dataset, results, task, backend=backend)
+            return evaluate_coco(
+                dataset, CocoDetections.from_results(results), task, backend=backend
+            )
 
         ours, stock = run(backend), run("pycocotools")
         for key, values in stock.eval.items():

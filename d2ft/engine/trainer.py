@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
@@ -48,8 +48,8 @@ from d2ft.engine.setup import inference_cfg, resolve_cfg
 from d2ft.engine.step import build_step
 from d2ft.engine.stop import StopTraining
 from d2ft.errors import UserError
-from d2ft.evaluation import build_evaluator
-from d2ft.evaluation.predictions import PredictionWriter, predictions_file, results_json
+from d2ft.evaluation import build_run_evaluator
+from d2ft.evaluation.predictions import results_json
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
 from d2ft.solver import (
@@ -289,9 +289,8 @@ class FinetuneTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Return the dataset's own evaluator, and one that keeps the predictions in OUTPUT_DIR."""
-        writer = PredictionWriter(dataset_name, predictions_file(cfg.OUTPUT_DIR, dataset_name))
-        return DatasetEvaluators([writer, build_evaluator(cfg, dataset_name)])
+        """Call :func:`d2ft.evaluation.build_run_evaluator`."""
+        return build_run_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(

@@ -1,6 +1,11 @@
 """Evaluators and the registry that chooses among them."""
 
-from d2ft.evaluation.build import EVALUATOR_REGISTRY, build_evaluator, require_evaluator
+from d2ft.evaluation.build import (
+    EVALUATOR_REGISTRY,
+    build_evaluator,
+    build_run_evaluator,
+    require_evaluator,
+)
 from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator
 from d2ft.evaluation.coco import CocoEvaluator
 from d2ft.evaluation.kitti import KittiEvaluator
@@ -15,5 +20,6 @@ __all__ = [
     "PascalVocEvaluator",
     "WiderFaceEvaluator",
     "build_evaluator",
+    "build_run_evaluator",
     "require_evaluator",
 ]

@@ -3,7 +3,9 @@ Choose the evaluator of a dataset by its ``evaluator_type``.
 
 Result keys, in percent. ``DatasetEvaluators`` asserts that no task comes from two evaluators:
 
-    coco                 bbox: COCO box AP;  segm: COCO mask AP (if the model has masks)
+    coco                 bbox, segm (if the model has masks): COCO's 12 numbers: AP, AP50, AP75,
+                         AP of small, medium, large: APs, APm, APl; AR@1, AR@10, AR@100, ARs@100,
+                         ARm@100, ARl@100; AP-<class>. 100 is TEST.DETECTIONS_PER_IMAGE
     cityscapes_instance  bbox: COCO box AP;  segm: official instance AP;  segm_coco: COCO mask AP
     kitti                bbox: AP (mean of the classes' moderate AP at 40 recalls), AP-<level>,
                          AP-<class>-<level>, and each with -R11 for 11 recalls
@@ -26,6 +28,8 @@ from d2ft.evaluation.cityscapes import CityscapesInstanceEvaluator, require_offi
 from d2ft.evaluation.coco import CocoEvaluator
 from d2ft.evaluation.kitti import KittiEvaluator, require_kitti_classes
 from d2ft.evaluation.pascal_voc import PascalVocEvaluator
+from d2ft.evaluation.predictions import PredictionWriter, predictions_file
+from d2ft.evaluation.progress import InferenceProgress
 from d2ft.evaluation.wider_face import WiderFaceEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -43,6 +47,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         UserError: as :func:`require_evaluator`.
     """
     return EVALUATOR_REGISTRY.get(require_evaluator(dataset_name))(cfg, dataset_name)
+
+
+def build_run_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Return :func:`build_evaluator` with what keeps the predictions in OUTPUT_DIR, and a bar."""
+    path = predictions_file(cfg.OUTPUT_DIR, dataset_name)
+    return DatasetEvaluators(
+        [
+            InferenceProgress(dataset_name),
+            PredictionWriter(dataset_name, path),
+            build_evaluator(cfg, dataset_name),
+        ]
+    )
 
 
 def require_evaluator(dataset_name: str) -> str:
@@ -102,9 +118,11 @@ def pascal_voc(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 def _coco_style(
     cfg: CfgNode, dataset_name: str, result_names: Mapping[str, str] | None = None
 ) -> CocoEvaluator:
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
     return CocoEvaluator(
         dataset_name,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        # -1 is no limit to the model; COCO's own is 100.
+        max_dets_per_image=limit if limit > 0 else None,
         result_names=result_names,
     )

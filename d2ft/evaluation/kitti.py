@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
+from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
@@ -60,15 +61,16 @@ class KittiEvaluator(BoxEvaluator):
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         objects = [self._objects(record) for record in records]
         detections = [
             KittiDetections([self._classes[c] for c in classes], boxes, scores)
-            for (boxes, scores, classes), _ in predictions
+            for boxes, scores, classes, _ in predictions
         ]
-        overlaps = {name: MIN_OVERLAP[name] for name in self._judged}
-        found = kitti_average_precision(objects, detections, overlaps)
+        found: dict[tuple[str, str], tuple[float, float]] = {}
+        for name in tqdm(self._judged, desc="KITTI AP", unit="class", disable=None):
+            found |= kitti_average_precision(objects, detections, {name: MIN_OVERLAP[name]})
         results = {}
         for at, suffix in enumerate(("", "-R11")):
             percent = {key: value[at] * 100 for key, value in found.items()}

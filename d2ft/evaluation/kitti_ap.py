@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d2ft.evaluation.blocks import row_blocks
+
 # Smallest overlap (intersection over union) of a match; it has to be larger than this.
 MIN_OVERLAP = {"Car": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 LEVELS = ("easy", "moderate", "hard")
@@ -168,13 +170,14 @@ class _Image:
         free = self.scores >= thresholds[:, None]
         true = np.zeros(len(thresholds), dtype=np.int64)
         for counted, (_, by_overlap) in zip(self.counted, self.candidates, strict=True):
-            open_ = np.ones(len(thresholds), dtype=bool)
-            for detection in by_overlap:
-                taken = open_ & free[:, detection]
-                free[taken, detection] = False
-                open_ &= ~taken
-                if counted and self.judged[detection]:
-                    true += taken
+            if not len(by_overlap):
+                continue
+            choice = free[:, by_overlap]
+            taken = np.flatnonzero(choice.any(axis=1))
+            detections = by_overlap[choice.argmax(axis=1)[taken]]
+            free[taken, detections] = False
+            if counted:
+                true[taken] += self.judged[detections]
         false = (free & self.judged & ~self.excused).sum(axis=1)
         return np.stack([true, false], axis=1)
 
@@ -214,6 +217,14 @@ def _recall_thresholds(scores: list[float], total: int) -> list[float]:
 
 def _overlaps(objects: np.ndarray, detections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (G, D) intersection over union, and intersection over the detection's area."""
+    union = np.empty((len(objects), len(detections)))
+    inside = np.empty_like(union)
+    for part in row_blocks(len(detections), len(objects)):
+        union[:, part], inside[:, part] = _block_overlaps(objects, detections[part])
+    return union, inside
+
+
+def _block_overlaps(objects: np.ndarray, detections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = objects[:, None].astype(np.float64), detections[None].astype(np.float64)
     size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     both = np.where((size > 0).all(axis=-1), size[..., 0] * size[..., 1], 0.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
+from tqdm import trange
 
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
@@ -38,22 +39,14 @@ class PascalVocEvaluator(BoxEvaluator):
             tasks: of "bbox", "segm". Masks are judged on the images all of whose objects have
                 one, which in VOC are those with a SegmentationObject file.
         """
-        super().__init__(dataset_name)
+        super().__init__(dataset_name, with_masks="segm" in tasks)
         self._tasks = tasks
         self._eleven_points = int(MetadataCatalog.get(dataset_name).get("year", 2012)) == 2007
-
-    def _encode_masks(self, instances: Any) -> list[dict[str, Any]]:
-        if "segm" not in self._tasks:
-            return []
-        masks = instances.pred_masks
-        if hasattr(masks, "rles"):  # predictions that were read from a file
-            return list(masks.rles)
-        return [mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks.numpy()]
 
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         images = list(zip(records, predictions, strict=True))
         results = {}
@@ -71,7 +64,12 @@ class PascalVocEvaluator(BoxEvaluator):
 
     def _task_results(self, task: str, images: list[Any]) -> dict[str, float]:
         by_class = np.array(
-            [self._class_results(task, index, images) for index in range(len(self._classes))]
+            [
+                self._class_results(task, index, images)
+                for index in trange(
+                    len(self._classes), desc=f"VOC {task} AP", unit="class", disable=None
+                )
+            ]
         ).reshape(-1, len(_THRESHOLDS))
         by_class *= 100
         present = by_class[~np.isnan(by_class).any(axis=1)]
@@ -93,7 +91,7 @@ class PascalVocEvaluator(BoxEvaluator):
 
     def _class_results(self, task: str, index: int, images: list[Any]) -> list[float]:
         overlaps, all_scores, difficult = [], [], []
-        for record, ((boxes, scores, classes), masks) in images:
+        for record, (boxes, scores, classes, masks) in images:
             truth = [
                 a
                 for a in record["annotations"]

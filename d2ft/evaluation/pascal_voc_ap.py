@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d2ft.evaluation.blocks import row_blocks
+
 
 @dataclass(frozen=True)
 class VocMatches:
@@ -116,6 +118,13 @@ def box_overlaps(detections: np.ndarray, objects: np.ndarray) -> np.ndarray:
             numbers less 1 at the left and top: its width ``xmax - xmin + 1`` is ``x1 - x0`` here.
         objects: (g, 4), the same.
     """
+    overlaps = np.empty((len(detections), len(objects)))
+    for part in row_blocks(len(detections), len(objects)):
+        overlaps[part] = _block_overlaps(detections[part], objects)
+    return overlaps
+
+
+def _block_overlaps(detections: np.ndarray, objects: np.ndarray) -> np.ndarray:
     a, b = detections[:, None].astype(np.float64), objects[None].astype(np.float64)
     size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     both = np.maximum(size, 0.0).prod(axis=-1)

@@ -23,7 +23,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from d2ft.errors import UserError
-from d2ft.evaluation.masks import RleMasks, RunLengths, encode_mask
+from d2ft.evaluation.masks import RleMasks, run_length_codes
 from d2ft.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def instances_to_results(
         )
     ]
     if instances.has("pred_masks"):
-        for result, rle in zip(results, _run_length_codes(instances.pred_masks), strict=True):
+        for result, rle in zip(results, run_length_codes(instances.pred_masks), strict=True):
             result["segmentation"] = rle
     return results
 
@@ -128,12 +128,6 @@ def _without_nan(results: Any) -> Any:
     if isinstance(results, dict):
         return {key: _without_nan(value) for key, value in results.items()}
     return None if isinstance(results, float) and math.isnan(results) else results
-
-
-def _run_length_codes(masks: torch.Tensor | RleMasks) -> list[RunLengths]:
-    if isinstance(masks, RleMasks):
-        return masks.rles
-    return [encode_mask(mask) for mask in masks.bool().numpy()]
 
 
 class PredictionWriter(DatasetEvaluator):

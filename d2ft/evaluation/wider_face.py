@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
@@ -106,13 +107,19 @@ class WiderFaceEvaluator(BoxEvaluator):
     def _evaluate(
         self,
         records: list[dict[str, Any]],
-        predictions: list[tuple[ImagePredictions, Any]],
+        predictions: list[ImagePredictions],
     ) -> dict[str, dict[str, float]]:
         faces = [self._faces(record) for record in records]
-        scores = stretch_scores([image[1] for image, _ in predictions])
+        scores = stretch_scores([found.scores for found in predictions])
         matches = [
-            match_faces(image[0], stretched, lists.boxes)
-            for (image, _), stretched, lists in zip(predictions, scores, faces, strict=True)
+            match_faces(found.boxes, stretched, lists.boxes)
+            for found, stretched, lists in tqdm(
+                zip(predictions, scores, faces, strict=True),
+                total=len(faces),
+                desc="WIDER FACE AP",
+                unit="image",
+                disable=None,
+            )
         ]
         levels = LEVELS if self._lists is not None else ("all",)
         percent = {

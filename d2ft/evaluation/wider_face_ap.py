@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d2ft.evaluation.blocks import row_blocks
 from d2ft.evaluation.pascal_voc_ap import area_under_curve
 
 MIN_OVERLAP = 0.5
@@ -65,11 +66,11 @@ def match_faces(boxes: np.ndarray, scores: np.ndarray, faces: np.ndarray) -> Fac
     """
     order = np.argsort(-scores, kind="stable")
     nearest = np.full(len(order), -1)
-    if len(faces) and len(order):
-        overlaps = _overlaps(boxes[order], faces)
+    for part in row_blocks(len(order), len(faces)) if len(faces) else ():
+        overlaps = _overlaps(boxes[order[part]], faces)
         best = overlaps.argmax(axis=1)
-        enough = overlaps[np.arange(len(order)), best] >= MIN_OVERLAP
-        nearest = np.where(enough, best, -1)
+        enough = overlaps[np.arange(len(best)), best] >= MIN_OVERLAP
+        nearest[part] = np.where(enough, best, -1)
     return FaceMatches(scores[order], nearest, len(faces))
 
 

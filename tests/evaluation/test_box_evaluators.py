@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from d2ft.config import get_cfg
 from d2ft.data import register_instances
 from d2ft.errors import UserError
 from d2ft.evaluation import build_evaluator
+from d2ft.evaluation.masks import RleMasks, encode_mask
 from tests.conftest import REAL_DATA
 
 KITTI = ["Car", "Pedestrian", "Cyclist"]
@@ -44,6 +47,7 @@ def _evaluate(evaluator_type, classes, records, predictions, *, mask_on=False, *
     return evaluator.evaluate()
 
 
+BOX_TYPES = ("coco", "pascal_voc", "kitti", "wider_face")
 CAR, PERSON = [10.0, 10.0, 110.0, 60.0], [200.0, 100.0, 240.0, 200.0]
 
 
@@ -132,7 +136,7 @@ def test_wider_face_lists_that_are_missing_are_named(tmp_path):
         _evaluate("wider_face", ["face"], [], [], ground_truth_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("evaluator_type", ["coco", "pascal_voc"])
+@pytest.mark.parametrize("evaluator_type", BOX_TYPES)
 @pytest.mark.parametrize(
     ("image_ids", "found", "message"),
     [
@@ -147,16 +151,63 @@ def test_malformed_predictions_are_refused(evaluator_type, image_ids, found, mes
     records = [_record("a", [(0, CAR, {})])]
     with pytest.raises(UserError, match=message):
         _evaluate(
-            evaluator_type, ["car"], records, [(image, _instances(found)) for image in image_ids]
+            evaluator_type, ["Car"], records, [(image, _instances(found)) for image in image_ids]
         )
 
 
-def test_a_million_boxes_in_an_image_are_counted():
-    boxes = torch.tensor(CAR).repeat(1_000_000, 1)
+@pytest.mark.parametrize("evaluator_type", ["coco", "pascal_voc"])
+def test_masks_of_another_size_than_the_image_are_refused(evaluator_type):
+    square = [[10.0, 10.0, 110.0, 10.0, 110.0, 60.0, 10.0, 60.0]]
+    records = [_record("a", [(0, CAR, {"segmentation": square})])]
+    found = _instances([(0, CAR, 0.5), (0, CAR, 0.4)], np.zeros((2, 300, 400), dtype=bool))
+    with pytest.raises(UserError, match=r"'a' have \(height, width\) \(300, 400\); the image has"):
+        _evaluate(evaluator_type, ["Car"], records, [("a", found)], mask_on=True)
+    sizes = [np.zeros((300, 400), bool), np.zeros((400, 400), bool)]
+    found.pred_masks = RleMasks([encode_mask(mask) for mask in sizes])
+    with pytest.raises(UserError, match=r"the image 'a' has masks of different sizes"):
+        _evaluate(evaluator_type, ["Car"], records, [("a", found)], mask_on=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("evaluator_type", BOX_TYPES)
+def test_a_million_boxes_in_an_image_are_counted_in_little_memory(evaluator_type):
+    objects = [[10.0 * i, 5.0, 10.0 * i + 90, 95.0] for i in range(30)]
+    boxes = torch.tensor(objects).repeat(33_334, 1) + torch.rand(1_000_020, 1) * 20
     instances = Instances((400, 400))
     instances.pred_boxes = Boxes(boxes)
     instances.scores = torch.linspace(1, 0, len(boxes))
     instances.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
-    records = [_record("a", [(0, CAR, {})])]
-    results = _evaluate("pascal_voc", ["car"], records, [("a", instances)])
-    assert results["bbox"]["AP50"] == pytest.approx(100)
+    records = [_record("a", [(0, box, {}) for box in objects])]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    results = _evaluate(evaluator_type, ["Car"], records, [("a", instances)])["bbox"]
+    assert 0 < results["AP"] <= 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # KiB
+
+
+def test_mask_ap_of_rectangles_is_their_box_ap():
+    generator = np.random.default_rng(0)
+    records, predictions = [], []
+    for image_id in range(6):
+        corners = generator.integers(0, 300, (5, 2))
+        boxes = np.hstack([corners, corners + generator.integers(5, 90, (5, 2))])
+        truth = [
+            (i % 2, list(map(float, box)), {"difficult": i // 4}) for i, box in enumerate(boxes)
+        ]
+        for _, box, more in truth:
+            x0, y0, x1, y1 = box
+            more["segmentation"] = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        records.append(_record(image_id, truth))
+        moved = boxes + generator.integers(-5, 6, boxes.shape)
+        moved[:, 2:] = np.maximum(moved[:, 2:], np.maximum(moved[:, :2], 0) + 1)
+        masks = np.zeros((5, 400, 400), dtype=bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, moved.clip(0), strict=True):
+            mask[y0:y1, x0:x1] = True
+        found = [
+            (i % 2, list(map(float, box)), float(generator.random()))
+            for i, box in enumerate(moved.clip(0))
+        ]
+        predictions.append((image_id, _instances(found, masks)))
+    results = _evaluate("pascal_voc", ["car", "bus"], records, predictions, mask_on=True)
+    assert 0 < results["bbox"]["AP"] < 100
+    assert results["segm"] == results["bbox"]

@@ -167,6 +167,11 @@ def test_masks_of_another_size_and_scores_that_are_no_numbers_are_refused(datase
         evaluator.process([record], [{"instances": half}])
     with pytest.raises(UserError, match="has a score that is not finite"):
         _process(evaluator, record, [(0, float("nan"), np.ones((HEIGHT, WIDTH), bool))])
+    for category in (8, -1):
+        with pytest.raises(
+            UserError, match=f"is of class {category}, but 'two_frames' has 8 class"
+        ):
+            _process(evaluator, record, [(category, 0.5, np.ones((HEIGHT, WIDTH), bool))])
 
 
 def test_ground_truth_with_an_unknown_label_is_refused(dataset):

@@ -1,5 +1,6 @@
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -7,7 +8,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ft.data import register_instances
 from d2ft.evaluation import CocoEvaluator
-from d2ft.evaluation.coco_ap import evaluate_coco
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco
 
 
 def _records(boxes):
@@ -60,6 +61,27 @@ def test_only_the_best_detections_of_an_image_count(dataset):
     assert _evaluate(dataset, BOXES[::-1][:1] + BOXES, max_dets_per_image=1)["bbox"]["AP"] < 60
 
 
+def test_the_twelve_numbers_and_the_classes_are_there_by_the_limit_of_detections(dataset):
+    results = _evaluate(dataset, BOXES, max_dets_per_image=5)["bbox"]
+    assert list(results) == [
+        *("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@5", "AR@10"),
+        *("ARs@10", "ARm@10", "ARl@10", "AP-cat", "AP-dog"),
+    ]
+    assert list(_evaluate(dataset, BOXES, max_dets_per_image=300)["bbox"])[8] == "AR@300"
+
+
+def test_no_image_predicted_is_an_ap_of_0(dataset):
+    evaluator = CocoEvaluator(dataset, ["bbox"])
+    assert evaluator.evaluate()["bbox"]["AP"] == 0
+
+
+def test_classes_counted_apart_have_the_same_numbers(dataset, monkeypatch):
+    moved = [[x0 + 3, y0, x1 + 9, y1] for x0, y0, x1, y1 in BOXES]
+    whole = _evaluate(dataset, moved + BOXES)
+    monkeypatch.setattr("d2ft.evaluation.coco._PREDICTIONS_AT_ONCE", 1)
+    np.testing.assert_equal(_evaluate(dataset, moved + BOXES), whole)
+
+
 def test_a_dataset_that_changed_is_not_evaluated_against_its_old_annotations(dataset):
     assert _evaluate(dataset, BOXES)["bbox"]["AP"] == pytest.approx(100.0)
     moved = [[x0 + 45, y0, x1 + 45, y1] for x0, y0, x1, y1 in BOXES]
@@ -85,7 +107,9 @@ def test_a_forked_process_counts_without_the_threads_that_it_lacks():
             }
         ],
     }
-    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}]
+    results = CocoDetections.from_results(
+        [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}]
+    )
     expected = evaluate_coco(dataset, results, "bbox", backend="hotcoco").stats.tolist()
     with multiprocessing.get_context("fork").Pool(1) as pool:
         found = pool.apply_async(evaluate_coco, (dataset, results, "bbox")).get(timeout=60)

@@ -9,7 +9,9 @@ from detectron2.utils import comm
 from d2ft.config import get_cfg
 from d2ft.data import register_instances
 from d2ft.engine.setup import leave_process_group
-from d2ft.evaluation import build_evaluator
+from d2ft.evaluation import build_run_evaluator
+from d2ft.evaluation.offline import evaluate_predictions
+from d2ft.evaluation.predictions import predictions_file, results_json
 
 # Images of each process.
 SHARES = {1: [(0, 1, 2, 3, 4)], 2: [(0, 1, 2, 3, 4), ()], 3: [(0, 1), (), (2, 3, 4)]}
@@ -25,7 +27,8 @@ def _records():
         {
             "file_name": f"{image}.jpg", "image_id": image, "height": 400, "width": 400,
             "annotations": [
-                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0,
+                 "segmentation": _polygon(box)}
                 for box in _boxes(image).tolist()
             ],
         }
@@ -33,18 +36,33 @@ def _records():
     ]  # fmt: skip
 
 
+def _polygon(box):
+    x0, y0, x1, y1 = box
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
 def _evaluate_all(processes, path):
-    results = {evaluator_type: _evaluate(evaluator_type, processes) for evaluator_type in CLASSES}
+    results = {
+        evaluator_type: _evaluate(evaluator_type, processes, path.parent)
+        for evaluator_type in CLASSES
+    }
     if comm.is_main_process():
         path.write_text(repr(results))
     leave_process_group()  # as at the end of a run
 
 
-def _evaluate(evaluator_type, processes):
+def _cfg(evaluator_type, folder):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.MODEL.MASK_ON = evaluator_type in ("coco", "pascal_voc")
+    return cfg
+
+
+def _evaluate(evaluator_type, processes, folder):
     register_instances(
         "five", _records, thing_classes=CLASSES[evaluator_type], evaluator_type=evaluator_type
     )
-    evaluator = build_evaluator(get_cfg(), "five")
+    evaluator = build_run_evaluator(_cfg(evaluator_type, folder), "five")
     evaluator.reset()
     for image in SHARES[processes][comm.get_rank()]:
         instances = Instances((400, 400))
@@ -53,8 +71,21 @@ def _evaluate(evaluator_type, processes):
         instances.pred_boxes = Boxes(boxes)
         instances.scores = torch.tensor([0.9, 0.8, 0.7, 0.6]) - image / 10
         instances.pred_classes = torch.zeros(4, dtype=torch.int64)
+        instances.pred_masks = torch.zeros(4, 400, 400, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(instances.pred_masks, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
         evaluator.process([{"image_id": image}], [{"instances": instances}])
     return {task: dict(metrics) for task, metrics in evaluator.evaluate().items()}
+
+
+@pytest.mark.parametrize("evaluator_type", CLASSES)
+def test_kept_predictions_have_the_numbers_of_the_run_to_the_last_digit(evaluator_type, tmp_path):
+    results = _evaluate(evaluator_type, 1, tmp_path)
+    assert 0 < results["bbox"]["AP"] < 100
+    assert set(results) == {"bbox", "segm"} or evaluator_type in ("kitti", "wider_face")
+    path = predictions_file(tmp_path, "five")
+    again = evaluate_predictions(_cfg(evaluator_type, tmp_path), "five", path)
+    assert results_json(again) == results_json(results)
 
 
 @pytest.mark.slow

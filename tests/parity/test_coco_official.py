@@ -6,6 +6,7 @@ precision and recall arrays, and the 12 that are made of them.
 import contextlib
 import copy
 import io
+import itertools
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
-from d2ft.evaluation.coco_ap import evaluate_coco
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco, join_categories
 
 pytestmark = pytest.mark.parity
 
@@ -43,7 +44,9 @@ def assert_equal_to_pycocotools(backend, dataset, results, max_dets=(1, 10, 100)
         pytest.importorskip("hotcoco")
     for task in ("bbox", "segm"):
         precision, recall, stats = pycocotools_numbers(dataset, results, task, max_dets)
-        ours = evaluate_coco(dataset, results, task, max_dets=max_dets, backend=backend)
+        ours = evaluate_coco(
+            dataset, CocoDetections.from_results(results), task, max_dets=max_dets, backend=backend
+        )
         assert np.array_equal(ours.eval["precision"], precision)
         assert np.array_equal(ours.eval["recall"], recall)
         assert len(stats) == 0 or np.array_equal(ours.stats, stats)
@@ -76,12 +79,7 @@ def _classes_absent(dataset, results):
 
 def _small(side):
     def change(dataset, results):
-        boxes = [[*result["bbox"][:2], side, side] for result in results]
-        changed = [
-            {**result, "bbox": box, "segmentation": _cut(box)}
-            for result, box in zip(results, boxes, strict=True)
-        ]
-        return dataset, changed
+        return dataset, _with_boxes(results, [[*box[:2], side, side] for box in _boxes(results)])
 
     return change
 
@@ -95,6 +93,41 @@ def _of_one_image(dataset, results):
     return dataset, [result for result in results if result["image_id"] == 3]
 
 
+def _eroded(dataset, results):
+    boxes = [[x + w / 8, y + h / 8, w * 0.7, h * 0.7] for x, y, w, h in _boxes(results)]
+    return dataset, _with_boxes(results, boxes)
+
+
+def _merged(dataset, results):
+    """Join each prediction with the next one."""
+    joined = []
+    for (x, y, w, h), (a, b, c, d) in itertools.pairwise([*_boxes(results), results[0]["bbox"]]):
+        left, top = min(x, a), min(y, b)
+        joined.append([left, top, max(x + w, a + c) - left, max(y + h, b + d) - top])
+    return dataset, _with_boxes(results, joined)
+
+
+def _at_borders(dataset, results):
+    return dataset, _with_boxes(
+        results, [[0.0, 0.0, x + w, y + h] for x, y, w, h in _boxes(results)]
+    )
+
+
+def _duplicated(dataset, results):
+    return dataset, [*results, *results[::2]]
+
+
+def _boxes(results):
+    return [result["bbox"] for result in results]
+
+
+def _with_boxes(results, boxes):
+    return [
+        {**result, "bbox": box, "segmentation": _cut(box)}
+        for result, box in zip(results, boxes, strict=True)
+    ]
+
+
 DAMAGES = {
     "none": lambda dataset, results: (dataset, results),
     "all scores equal": _all_equal,
@@ -103,6 +136,10 @@ DAMAGES = {
     "classes absent": _classes_absent,
     "one pixel": _small(1.0),
     "empty": _small(0.0),
+    "eroded": _eroded,
+    "merged": _merged,
+    "touching borders": _at_borders,
+    "duplicated": _duplicated,
     "shuffled": _shuffled,
     "of one image": _of_one_image,
 }
@@ -115,7 +152,34 @@ def test_numbers_are_those_of_pycocotools(backend, damage):
     assert_equal_to_pycocotools(backend, *DAMAGES[damage](*scenes))
 
 
-@pytest.mark.parametrize("max_dets", [(1, 2, 5), (1, 10, 300)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_area_range_after_the_other_and_classes_apart_count_the_same(backend, monkeypatch):
+    if backend == "hotcoco":
+        pytest.importorskip("hotcoco")
+    dataset, results = make_scored_scenes(15, seed=5, num_classes=4)
+    for task in ("bbox", "segm"):
+        detections = CocoDetections.from_results(results)
+        whole = evaluate_coco(dataset, detections, task, backend=backend)
+        with monkeypatch.context() as patch:
+            patch.setattr("d2ft.evaluation.coco_ap._DETECTIONS_AT_ONCE", 0)
+            apart = evaluate_coco(dataset, detections, task, backend=backend)
+        parts = []
+        for categories in ([1, 3], [4], [2]):
+            chosen = [r for r in results if r["category_id"] in categories]
+            found = CocoDetections.from_results(chosen)
+            parts.append(
+                evaluate_coco(dataset, found, task, category_ids=categories, backend=backend)
+            )
+        joined = join_categories(parts)
+        assert np.array_equal(apart.eval["precision"], whole.eval["precision"])
+        assert np.array_equal(apart.eval["recall"], whole.eval["recall"])
+        assert np.array_equal(apart.stats, whole.stats)
+        order = [0, 2, 3, 1]
+        assert np.array_equal(joined.eval["precision"], whole.eval["precision"][:, :, order])
+        assert np.array_equal(joined.eval["recall"], whole.eval["recall"][:, order])
+
+
+@pytest.mark.parametrize("max_dets", [(1, 2, 5), (1, 5, 10), (1, 10, 300)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_another_limit_of_detections_counts_as_in_pycocotools(backend, max_dets):
     scenes = make_scored_scenes(20, seed=2, num_classes=3)
@@ -152,8 +216,13 @@ def test_no_predictions_are_an_ap_of_0_and_string_ids_and_the_id_0_are_fine(back
     if backend == "hotcoco":
         pytest.importorskip("hotcoco")
     dataset, results = make_scored_scenes(10, seed=4, num_classes=2)
-    assert evaluate_coco(dataset, [], "bbox", backend=backend).stats[0] == 0
-    expected = evaluate_coco(dataset, results, "bbox", backend=backend).stats
+    assert (
+        evaluate_coco(dataset, CocoDetections.from_results([]), "bbox", backend=backend).stats[0]
+        == 0
+    )
+    expected = evaluate_coco(
+        dataset, CocoDetections.from_results(results), "bbox", backend=backend
+    ).stats
     renamed = copy.deepcopy(dataset)
     for image in renamed["images"]:
         image["id"] = f"{image['id']:03}"
@@ -161,4 +230,7 @@ def test_no_predictions_are_an_ap_of_0_and_string_ids_and_the_id_0_are_fine(back
         annotation["image_id"] = f"{annotation['image_id']:03}"
         annotation["id"] -= 1
     found = [{**result, "image_id": f"{result['image_id']:03}"} for result in results]
-    assert np.array_equal(evaluate_coco(renamed, found, "bbox", backend=backend).stats, expected)
+    assert np.array_equal(
+        evaluate_coco(renamed, CocoDetections.from_results(found), "bbox", backend=backend).stats,
+        expected,
+    )

@@ -34,7 +34,16 @@ def seeded_truth(seed, num_images):
     return images
 
 
-def damaged(images, seed, damage):
+BOX_CHANGES = {
+    "low": lambda x0, y0, x1, y1: [x0, y0, x1, y0 + 25],
+    "eroded": lambda x0, y0, x1, y1: [x0 + 2, y0 + 2, x1 - 2, y1 - 2],
+    "one pixel": lambda x0, y0, x1, y1: [x0, y0, x0 + 1, y0 + 1],
+    "empty": lambda x0, y0, x1, y1: [x0, y0, x0, y0],
+    "touching borders": lambda x0, y0, x1, y1: [0.0, 0.0, x1, y1],
+}
+
+
+def damaged(images, seed, damage):  # noqa: C901 - one damage after the other
     """Return each image with detections made from its objects."""
     generator = np.random.default_rng(seed)
     result = []
@@ -62,8 +71,15 @@ def damaged(images, seed, damage):
             found = []
         if damage == "class absent":
             found = [each for each in found if each[0] != "Pedestrian"]
-        if damage == "low":
-            found = [(kind, [b[0], b[1], b[2], b[1] + 25]) for kind, b in found]
+        if damage == "duplicated":
+            found, scores = found * 2, np.tile(scores, 2)
+        if damage == "merged":
+            found = [
+                (k, [*np.minimum(b, a)[:2], *np.maximum(b, a)[2:]])
+                for (k, b), (_, a) in zip(found, found[1:] + found[:1], strict=True)
+            ]
+        if damage in BOX_CHANGES:
+            found = [(kind, BOX_CHANGES[damage](*box)) for kind, box in found]
         if damage == "only cars and vans":
             objects = [each for each in objects if each[0] in ("Car", "Van")]
         if damage == "only ignored":
@@ -108,7 +124,8 @@ def assert_equal_to_reference(images):
 
 
 DAMAGES = (
-    "shifted", "ties", "wrong class", "no predictions", "class absent", "low",
+    "shifted", "ties", "wrong class", "no predictions", "class absent", "low", "eroded", "merged",
+    "duplicated", "one pixel", "empty", "touching borders",
     "only cars and vans", "only ignored",
 )  # fmt: skip
 

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.parity
 # What makes a continuous box the pixel numbers of a VOC file.
 FROM_ONE = np.array([1, 1, 0, 0])
 
-DAMAGES = ("shifted", "duplicated", "touching borders", "one pixel", "only difficult", "none")
+DAMAGES = (
+    "shifted", "duplicated", "touching borders", "one pixel", "only difficult", "none", "eroded",
+    "merged", "empty", "class absent",
+)  # fmt: skip
 
 
 def seeded_images(seed, num_images):
@@ -47,6 +50,16 @@ def damaged(images, seed, damage):
         invented = generator.integers(0, 200, (generator.integers(0, 4), 4)).astype(float)
         invented[:, 2:] += invented[:, :2] + 5
         detections = np.vstack([detections, invented])
+        if damage == "eroded":
+            detections += [2, 2, -2, -2]
+        if damage == "merged" and len(detections):
+            others = np.roll(detections, 1, axis=0)
+            detections[:, :2] = np.minimum(detections[:, :2], others[:, :2])
+            detections[:, 2:] = np.maximum(detections[:, 2:], others[:, 2:])
+        if damage == "empty":
+            detections[:, 2:] = detections[:, :2]
+        if damage == "class absent":
+            boxes, difficult = boxes[:0], difficult[:0]
         if damage == "touching borders":
             detections[:, :2] = 0
         if damage == "one pixel":

@@ -18,7 +18,10 @@ from tests.parity.wider_face_reference import reference_ap
 
 pytestmark = pytest.mark.parity
 
-DAMAGES = ("shifted", "ties", "duplicated", "one pixel", "only some images", "class absent")
+DAMAGES = (
+    "shifted", "ties", "duplicated", "one pixel", "only some images", "class absent", "eroded",
+    "merged", "empty", "touching borders", "none",
+)  # fmt: skip
 
 
 def seeded_faces(seed, num_images):
@@ -49,6 +52,18 @@ def damaged(faces, seed, damage):
         detections = np.vstack([detections, invented])
         if damage == "one pixel":
             detections[::2, 2:] = detections[::2, :2]
+        if damage == "eroded":
+            detections += [2, 2, -2, -2]
+        if damage == "merged" and len(detections):
+            others = np.roll(detections, 1, axis=0)
+            detections[:, :2] = np.minimum(detections[:, :2], others[:, :2])
+            detections[:, 2:] = np.maximum(detections[:, 2:], others[:, 2:])
+        if damage == "empty":  # the last pixel belongs to a box
+            detections[::2, 2:] = detections[::2, :2] - 1
+        if damage == "touching borders":
+            detections[:, :2] = 0
+        if damage == "none":
+            detections = detections[:0]
         if damage == "only some images" and generator.random() < 0.5:
             detections = detections[:0]
         if damage == "class absent":
@@ -83,6 +98,12 @@ def test_ap_is_that_of_the_official_rules(damage, num_images):
     ]
     # The reference adds one product after the other, NumPy pairs of them.
     assert ours(faces, counted, found) == pytest.approx(reference_ap(plain), rel=0, abs=1e-12)
+
+
+def test_where_only_faces_of_another_level_are_there_nothing_can_be_said():
+    faces, counted = zip(*seeded_faces(5, 5), strict=True)
+    ignored = [np.zeros_like(flags) for flags in counted]
+    assert np.isnan(ours(faces, ignored, damaged(faces, 3, "shifted")))
 
 
 # seed 11, "ties"
