@@ -125,7 +125,9 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         logger.warning("%d frames were not predicted and count as empty", len(image_ids))
         return [
             self._match(image_id, None)
-            for image_id in tqdm(sorted(image_ids), desc="Reading missing frames", unit="frame")
+            for image_id in tqdm(
+                sorted(image_ids), desc="Reading missing frames", unit="frame", disable=None
+            )
         ]
 
     def _match(self, image_id: Any, instances: Instances | None) -> MatchTable:

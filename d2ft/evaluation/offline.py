@@ -43,6 +43,6 @@ def evaluate_predictions(
             )
         records = DatasetCatalog.get(dataset_name)
         logger.info("%d predictions for %d images in %s", len(predictions), len(records), path)
-        for record in tqdm(records, desc="Reading predictions", unit="image"):
+        for record in tqdm(records, desc="Reading predictions", unit="image", disable=None):
             evaluator.process([record], [{"instances": predictions.read(record)}])
     return dict(evaluator.evaluate())

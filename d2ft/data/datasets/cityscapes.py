@@ -162,7 +162,7 @@ def _derive_instance_ids(polygon_files: Sequence[Path]) -> list[Path]:
     with FileLock(folder / "lock"):  # of several processes one draws
         missing = [polygons for polygons, target in targets.items() if not target.is_file()]
         logger.info("%d frames have polygons but no instance image: drawing them", len(missing))
-        for polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
+        for polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame", disable=None):
             ids = _draw_instance_ids(polygons)
             with atomic_write(targets[polygons], "wb") as file:
                 Image.fromarray(ids).save(file, format="PNG")
@@ -187,10 +187,8 @@ def _draw_instance_ids(polygons: Path) -> "np.ndarray[Any, np.dtype[np.uint16]]"
 def _parse_frames(frames: Sequence[_Frame], description: str) -> list[dict[str, Any]]:
     # Decoding PNG releases the GIL, so threads are enough and need no pickling.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        progress = tqdm(
-            pool.map(_parse_frame, frames), total=len(frames), desc=description, unit="frame"
-        )
-        return list(progress)
+        done = pool.map(_parse_frame, frames)
+        return list(tqdm(done, total=len(frames), desc=description, unit="frame", disable=None))
 
 
 def _parse_frame(frame: _Frame) -> dict[str, Any]:
