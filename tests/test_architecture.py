@@ -10,7 +10,7 @@ from tests.conftest import PROJECT
 PACKAGE = PROJECT / "d2ft"
 
 # A room may import the rooms named here, and itself.
-ROOTS = {"labels", "files", "errors", "host", "rle"}
+ROOTS = {"labels", "files", "errors", "host", "progress", "rle"}
 LAYERS = {"layers"}
 SIBLINGS = {"data", "checkpoint", "solver", "evaluation"}
 MAY_IMPORT = {

@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from d2ft.checkpoint.last_checkpoint import find_whole_checkpoint
-from d2ft.engine.model import unwrapped
+from d2ft.engine.model import named_losses, unwrapped
 from d2ft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class FiniteLosses(HookBase):
     def _check(self, model: torch.nn.Module, inputs: tuple[Any, ...], losses: Any) -> Any:
         if not model.training:
             return None
-        values = {name: loss.detach() for name, loss in losses.items()}
+        values = {name: loss.detach() for name, loss in named_losses(losses).items()}
         # One look at the device: the sum is finite if all of them are.
         finite = math.isfinite(sum(values.values(), torch.zeros(())).item()) if values else True
         found = (
@@ -77,7 +77,9 @@ class FiniteLosses(HookBase):
         if not problems:
             return None
         self._skip_or_end(problems)
-        return {name: loss.nan_to_num(0, 0, 0) * 0 for name, loss in losses.items()}
+        if isinstance(losses, torch.Tensor):
+            return _zero(losses)
+        return {name: _zero(loss) for name, loss in losses.items()}
 
     def _skip_or_end(self, problems: Sequence[Sequence[str]]) -> None:
         iteration = self.trainer.iter
@@ -118,3 +120,8 @@ class FiniteLosses(HookBase):
     def after_step(self) -> None:
         """Take the next step as any other."""
         self._skips_this = False
+
+
+def _zero(loss: torch.Tensor) -> torch.Tensor:
+    """Return 0 whose gradients are 0, or NaN: the step of the optimizer is left out."""
+    return loss.nan_to_num(0, 0, 0) * 0

@@ -1,5 +1,7 @@
 """What a built model gets before it is trained or evaluated."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +18,11 @@ from d2ft.solver import freeze
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """Return the model that Detectron2 built, if several processes train it through a wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def named_losses(losses: Any) -> dict[str, torch.Tensor]:
+    """Return by name what a model in training gives: a dict of losses, or one tensor."""
+    return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 
 
 def prepare_model(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ft.config import who_set
 from d2ft.data.stream import seed_generators
-from d2ft.engine.model import unwrapped
+from d2ft.engine.model import named_losses, unwrapped
 from d2ft.errors import UserError
 
 Batch = list[dict[str, Any]]
@@ -28,7 +27,7 @@ def build_step(cfg: CfgNode, step: SimpleTrainer) -> SimpleTrainer:
     Return the step of a config: ``step`` itself if it asks for nothing that Detectron2 lacks.
 
     Args:
-        cfg: SOLVER.ACCUMULATE, SOLVER.AMP, MODEL.DEVICE and SEED are read.
+        cfg: SOLVER.ACCUMULATE, SOLVER.AMP and MODEL.DEVICE are read.
         step: of ``DefaultTrainer``; its model, loader and optimizer are taken.
 
     Raises:
@@ -49,7 +48,6 @@ def build_step(cfg: CfgNode, step: SimpleTrainer) -> SimpleTrainer:
         parts=cfg.SOLVER.ACCUMULATE,
         dtype=_DTYPES[amp.DTYPE] if amp.ENABLED else None,
         device=cfg.MODEL.DEVICE,
-        seed=cfg.SEED,
     )
 
 
@@ -61,7 +59,8 @@ class FinetuneStep(SimpleTrainer):
     divides the losses of the RPN by images, of the boxes by sampled proposals and of the masks by
     foreground proposals, so each loss of a part is weighted by the part's share of these. The
     shares have to be known before the first backward pass; if the model has ROI heads a forward
-    pass without gradients counts them, with the random numbers that the part has later.
+    pass without gradients counts them, with the random numbers that the part has later. Those
+    follow from what the generator was last seeded with, which is done for each step.
 
     Equal are the gradients for images of one size (others get the padding of their part), with
     norm layers that do not use statistics of the batch, and for the same sampled anchors and
@@ -78,7 +77,6 @@ class FinetuneStep(SimpleTrainer):
         parts: int = 1,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
-        seed: int = 0,
     ) -> None:
         """
         Take what a step needs.
@@ -90,10 +88,9 @@ class FinetuneStep(SimpleTrainer):
             parts: number that the batch of a process is split into.
             dtype: of autocast; None for none.
             device: of the model, such as "cuda".
-            seed: of the random numbers of a part.
         """
         super().__init__(model, data_loader, optimizer)
-        self._parts, self._dtype, self._seed = parts, dtype, seed
+        self._parts, self._dtype = parts, dtype
         self._device = torch.device(device).type
         # bfloat16 has the range of float32: its gradients do not vanish.
         self.grad_scaler = torch.amp.GradScaler(self._device, enabled=dtype == torch.float16)
@@ -114,13 +111,14 @@ class FinetuneStep(SimpleTrainer):
         """Add the gradients of a batch to the parameters; return its losses."""
         if self._parts == 1:
             return self._forward_backward(data, {})
+        seed = torch.initial_seed()
         size = len(data) // self._parts
         parts = [data[at : at + size] for at in range(0, len(data), size)]
-        shares = self._shares(parts)
+        shares = self._shares(parts, seed)
         total: dict[str, torch.Tensor] = {}
         scalars: list[dict[str, Any]] = []
         for number, part in enumerate(parts):
-            self._seed_part(number)
+            seed_generators(seed, number)
             last = number == len(parts) - 1
             with EventStorage(self.iter) as storage, self._synchronised(last):
                 losses = self._forward_backward(part, shares[number])
@@ -136,9 +134,7 @@ class FinetuneStep(SimpleTrainer):
         self, data: Batch, shares: Mapping[str, float]
     ) -> dict[str, torch.Tensor]:
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
-            losses = self.model(data)
-        if isinstance(losses, torch.Tensor):
-            losses = {"total_loss": losses}
+            losses = named_losses(self.model(data))
         losses = {name: value * _weight(name, shares) for name, value in losses.items()}
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: value.detach() for name, value in losses.items()}
@@ -149,10 +145,7 @@ class FinetuneStep(SimpleTrainer):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _seed_part(self, number: int) -> None:
-        seed_generators(self._seed, self.iter, comm.get_rank(), number)
-
-    def _shares(self, parts: Sequence[Batch]) -> list[dict[str, float]]:
+    def _shares(self, parts: Sequence[Batch], seed: int) -> list[dict[str, float]]:
         """Return for each part: kind of loss ("" for all others) -> its share of the batch."""
         images = [len(part) / sum(map(len, parts)) for part in parts]
         model = unwrapped(self.model)
@@ -161,7 +154,7 @@ class FinetuneStep(SimpleTrainer):
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         foreground, proposals = [], []
         for number, part in enumerate(parts):
-            self._seed_part(number)
+            seed_generators(seed, number)
             autocast = torch.autocast(self._device, self._dtype, enabled=self._dtype is not None)
             with EventStorage(self.iter) as storage, torch.no_grad(), autocast:
                 model(part)

@@ -32,7 +32,6 @@ from d2ft.data import (
 )
 from d2ft.data.bad_images import BadImages
 from d2ft.data.stream import SampleStream, seed_generators
-from d2ft.engine.finite import FiniteLosses
 from d2ft.engine.hooks.build import build_hooks, make_interruptible
 from d2ft.engine.interrupt import Interruption
 from d2ft.engine.model import prepare_model
@@ -128,10 +127,9 @@ class FinetuneTrainer(DefaultTrainer):
         built = build_hooks(
             self.cfg, stock, self.test, self.model, iterations_per_epoch=self._per_epoch
         )
-        finite = FiniteLosses(self.cfg.SOLVER.MAX_SKIPPED_STEPS, self.cfg.OUTPUT_DIR)
         self._interruption = Interruption(self.checkpointer)
         self._resume = ResumeInStep(self.checkpointer, self.cfg.OUTPUT_DIR)
-        return make_interruptible([finite, *built], self._interruption, self._resume)
+        return make_interruptible(built, self._interruption, self._resume)
 
     def train(self) -> dict[str, Any] | None:
         """
@@ -177,8 +175,7 @@ class FinetuneTrainer(DefaultTrainer):
         finally:
             # Ends the loader's workers, also where an exception keeps the trainer alive.
             self._trainer._data_loader_iter_obj = None
-        bad_images = BadImages.of(self.cfg)
-        if bad_images and comm.is_main_process():
+        if comm.is_main_process() and (bad_images := BadImages.of(self.cfg)):
             bad_images.log_all()
 
     def before_train(self) -> None:

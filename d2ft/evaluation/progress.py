@@ -6,7 +6,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from tqdm import tqdm
+
+from d2ft.progress import open_bar
 
 
 class InferenceProgress(DatasetEvaluator):
@@ -25,12 +26,8 @@ class InferenceProgress(DatasetEvaluator):
     def reset(self) -> None:
         """Open the bar."""
         images = len(DatasetCatalog.get(self._dataset_name))
-        self._bar = tqdm(
-            total=math.ceil(images / comm.get_world_size()),
-            desc=self._dataset_name,
-            unit="image",
-            dynamic_ncols=True,
-            disable=None if comm.is_main_process() else True,
+        self._bar = open_bar(
+            total=math.ceil(images / comm.get_world_size()), desc=self._dataset_name, unit="image"
         )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

@@ -92,9 +92,8 @@ def look_at_images(paths: Iterable[str], *, decode: bool) -> dict[str, ImageFile
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         found = pool.map(lambda path: look_at_image(path, decode=decode), unique)
         what = "Decoding images" if decode else "Reading image headers"
-        return dict(
-            zip(unique, tqdm(found, total=len(unique), desc=what, unit="image"), strict=True)
-        )
+        shown = tqdm(found, total=len(unique), desc=what, unit="image", disable=None)
+        return dict(zip(unique, shown, strict=True))
 
 
 def group_by_content(paths: Sequence[str]) -> list[list[str]]:

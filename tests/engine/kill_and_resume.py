@@ -5,8 +5,12 @@ Kill a run at random moments, resume it each time, and compare it with one that 
     PYTHONPATH=. python tests/engine/kill_and_resume.py --kills 20 --workers 2 --processes 1
 
 Kills come by SIGKILL to all processes of the run, in turn inside a step, while a checkpoint is being
-written, inside an evaluation, and at any time. The end must have the same bits in its weights and
-the same lines in metrics.json, without times and memory. Exit code 0 says that it had.
+written, inside an evaluation, and at any time. The run has a moving average, validation loss and a
+best checkpoint, and is stopped early. The end must have the same bits in all that the last checkpoint,
+the best and the averaged model hold, and the same lines in metrics.json, without times and memory.
+Exit code 0 says that it had.
+
+With --quickstart it is the run of configs/quickstart.yaml, its model, weights and sets, in fewer steps.
 """
 
 import argparse
@@ -19,6 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from d2ft.data.synthetic import write_mini_cityscapes
 from tests.engine.runs import (
     Runs,
     assert_same_run,
@@ -27,15 +32,30 @@ from tests.engine.runs import (
     output_of,
     wait_for,
 )
-from tests.factories import write_cityscapes, write_coco_weights
+from tests.factories import PROJECT, write_cityscapes, write_coco_weights
 
 MOMENTS = ("step", "checkpoint write", "evaluation", "any time")
-STEPS = 12
+# Each evaluation is better than the one before, and none gains enough: the best changes each time,
+# and the run ends early, after the fourth.
 OPTIONS = [
-    "SOLVER.MAX_ITER", STEPS,
-    "SOLVER.CHECKPOINT_PERIOD", 3,
-    "TEST.EVAL_PERIOD", 6,
-    "LOG_PERIOD", 2,
+    "TEST.VALIDATION_LOSS", "True",
+    "FINETUNE.EMA.ENABLED", "True",
+    "FINETUNE.EARLY_STOPPING.PATIENCE", "3",
+    "FINETUNE.EARLY_STOPPING.MIN_GAIN", "1000",
+    "LOG_PERIOD", "2",
+]  # fmt: skip
+TINY = [
+    "SOLVER.MAX_ITER", "20",
+    "SOLVER.CHECKPOINT_PERIOD", "3",
+    "TEST.EVAL_PERIOD", "4",
+    "FINETUNE.BEST.METRIC", "val/total_loss",
+    "FINETUNE.BEST.MODE", "min",
+]  # fmt: skip
+QUICKSTART = [
+    "SOLVER.MAX_ITER", "60",
+    "SOLVER.CHECKPOINT_PERIOD", "4",
+    "TEST.EVAL_PERIOD", "10",
+    "FINETUNE.BEST.METRIC", "ema/segm/AP",
 ]  # fmt: skip
 
 
@@ -57,8 +77,12 @@ def make_portraits(datasets):
             )
 
 
-def kill_once(runs, folder, moment, source, seconds):
-    """Start or resume the run, kill it at the moment; return whether it was alive until then."""
+def kill_once(runs, folder, moment, source, seconds, evaluation):
+    """
+    Start or resume the run, kill it at the moment; return whether it was alive until then.
+
+    ``seconds`` is what the whole run takes, ``evaluation`` what an evaluation does.
+    """
     process = runs.start(folder, "--resume")
     before = output_of(folder).count("Start inference on")
     lines = iterations_in(folder)
@@ -70,7 +94,7 @@ def kill_once(runs, folder, moment, source, seconds):
         reached = wait_for(process, lambda: any(folder.glob(".model_*.tmp")), pause=0.0005)
     elif moment == "evaluation":
         reached = wait_for(process, lambda: output_of(folder).count("Start inference on") > before)
-        time.sleep(source.uniform(0, 0.2))
+        time.sleep(source.uniform(0, evaluation))
     else:
         time.sleep(source.uniform(0, seconds))
         reached = process.poll() is None
@@ -80,24 +104,39 @@ def kill_once(runs, folder, moment, source, seconds):
     return reached
 
 
-def kill_and_resume(work, *, kills, workers, processes, portraits, seed):
+def kill_and_resume(work, *, kills, workers, processes, portraits, seed, quickstart=False):
     """Do the whole comparison in the folder ``work``; raise AssertionError where it fails."""
-    datasets = write_cityscapes(work / "data", train=8, val=2)
-    if portraits:
-        make_portraits(datasets)
-    weights = write_coco_weights(work / "coco.pkl")
-    options = [*OPTIONS, "DATALOADER.NUM_WORKERS", workers]
-    runs = Runs(datasets, weights, *map(str, options), num_processes=processes)
+    more = [*OPTIONS, "DATALOADER.NUM_WORKERS", str(workers)]
+    if quickstart:
+        write_mini_cityscapes(work / "data/cityscapes", splits={"train": 64, "val": 16})
+        folder = PROJECT / "configs"
+        runs = Runs(
+            work / "data",
+            folder / "quickstart_weights.pth",
+            *QUICKSTART,
+            *more,
+            num_processes=processes,
+            config=folder / "quickstart.yaml",
+            base=(),
+        )
+    else:
+        datasets = write_cityscapes(work / "data", train=8, val=2)
+        if portraits:
+            make_portraits(datasets)
+        weights = write_coco_weights(work / "coco.pkl")
+        runs = Runs(datasets, weights, *TINY, *more, num_processes=processes)
     whole, stopped = work / "whole", work / "stopped"
     start = time.monotonic()
     assert runs.finish(whole) == 0, output_of(whole)
     seconds = time.monotonic() - start
+    assert "has not been better" in output_of(whole), "it was to be stopped early"
     print(f"uninterrupted: {seconds:.0f} s, {iterations_in(whole)} lines", flush=True)
     source = random.Random(seed)
     stopped.mkdir()
     done = 0
     while done < kills:
-        if not kill_once(runs, stopped, MOMENTS[done % len(MOMENTS)], source, seconds):
+        moment = MOMENTS[done % len(MOMENTS)]
+        if not kill_once(runs, stopped, moment, source, seconds, 4 if quickstart else 0.3):
             # It had come to its end: compare, and start over for the kills that are left.
             assert_same_run(whole, stopped)
             print("  ended, equal; from the start again", flush=True)
@@ -108,7 +147,7 @@ def kill_and_resume(work, *, kills, workers, processes, portraits, seed):
     assert runs.finish(stopped, "--resume") == 0, output_of(stopped)
     assert_same_run(whole, stopped)
     lines = iterations_in(whole)
-    print(f"{kills} kills: weights bit-equal, {lines} lines of metrics.json equal", flush=True)
+    print(f"{kills} kills: checkpoints bit-equal, {lines} lines of metrics.json equal", flush=True)
 
 
 def main():
@@ -119,6 +158,7 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--portraits", action="store_true", help="turn half of the images")
+    parser.add_argument("--quickstart", action="store_true", help="the run of the quickstart")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:

@@ -20,10 +20,19 @@ NOT_COMPARED = {"time", "data_time", "rank_data_time", "eta_seconds", "max_mem"}
 
 
 class Runs:
-    """Starts the same short run in any folder; ``options`` override those of SHORT_RUN."""
+    """Starts the same short run in any folder; ``options`` override those of ``base``."""
 
-    def __init__(self, datasets, weights, *options, num_processes=1):
-        self._options = [*TINY_MODEL, *SHORT_RUN, "MODEL.WEIGHTS", str(weights), *options]
+    def __init__(
+        self,
+        datasets,
+        weights,
+        *options,
+        num_processes=1,
+        config=CONFIG,
+        base=(*TINY_MODEL, *SHORT_RUN),
+    ):
+        self._config = config
+        self._options = [*base, "MODEL.WEIGHTS", str(weights), *options]
         self._processes = ["--num-gpus", str(num_processes), "--dist-url", "auto"]
         path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
         self._environment = {
@@ -38,7 +47,7 @@ class Runs:
     def start(self, folder, *arguments):
         """Start the run in a process group of its own; its output goes to ``folder.out``."""
         command = [
-            sys.executable, "-W", "ignore", SCRIPT, "--config-file", CONFIG, *self._processes,
+            sys.executable, "-W", "ignore", SCRIPT, "--config-file", self._config, *self._processes,
         ]  # fmt: skip
         flags = [a for a in arguments if str(a).startswith("--")]
         more = [a for a in arguments if not str(a).startswith("--")]
@@ -92,17 +101,44 @@ def weights_of(folder, name="model_final.pth"):
 
 
 def assert_same_run(first, second):
-    """Assert that final weights are bit-equal, and the lines of metrics.json too."""
-    weights = weights_of(first), weights_of(second)
-    assert weights[0].keys() == weights[1].keys()
-    different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
-    assert not different
+    """
+    Assert that what two runs have left is bit-equal.
+
+    That is all of the last checkpoint (weights, optimizer, schedule, moving average, best value,
+    patience, smoothed metrics), of the best and the averaged model, and the lines of metrics.json.
+    """
+    first, second = Path(first), Path(second)
+    for name in ("model_final.pth", "model_best.pth", "model_ema.pth"):
+        assert (first / name).is_file() == (second / name).is_file(), name
+        if (first / name).is_file():
+            saved = (torch.load(folder / name, weights_only=True) for folder in (first, second))
+            assert not list(_differences(*saved)), name
     lines = metrics_of(first), metrics_of(second)
     assert [line["iteration"] for line in lines[0]] == [line["iteration"] for line in lines[1]]
     for line, other in zip(*lines, strict=True):
         names = line.keys() | other.keys()
         different = {n: (line.get(n), other.get(n)) for n in names if line.get(n) != other.get(n)}
         assert not different, f"iteration {line['iteration']}: {different}"
+
+
+def _differences(first, second, path=""):
+    """Yield the paths at which two checkpoints differ."""
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        for key in first:
+            # The config that a checkpoint tells names the folder of its run.
+            if key not in NOT_COMPARED | {"config"}:
+                yield from _differences(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        if len(first) != len(second):
+            yield f"{path}: {len(first)} and {len(second)} items"
+            return
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            yield from _differences(*pair, f"{path}/{i}")
+    elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        if not torch.equal(first, second):
+            yield path
+    elif repr(first) != repr(second):  # as which NaN equals itself
+        yield f"{path}: {first!r} and {second!r}"
 
 
 def output_of(folder):

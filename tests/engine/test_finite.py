@@ -54,3 +54,17 @@ def test_one_more_than_may_be_left_out_ends_the_run(short_cfg):
     short_cfg.SOLVER.MAX_SKIPPED_STEPS = 1
     with pytest.raises(UserError, match="iteration 2 is not finite"):
         _trainer(short_cfg, {0, 2}).train()
+
+
+def test_a_model_whose_loss_is_one_tensor_is_watched_too(short_cfg):
+    short_cfg.SOLVER.MAX_SKIPPED_STEPS = 1
+    short_cfg.SOLVER.MAX_ITER = 2
+    short_cfg.SOLVER.CHECKPOINT_PERIOD = 1
+    short_cfg.DATASETS.TEST = ()
+    trainer = _trainer(short_cfg, {1})
+    compute = trainer.model.forward
+    trainer.model.forward = lambda batch: sum(compute(batch).values())
+    trainer.train()
+    run = Path(short_cfg.OUTPUT_DIR)
+    before, after = (weights_of(run, f"{name}.pth") for name in ("model_0000000", "model_final"))
+    assert all(torch.equal(before[name], after[name]) for name in before)

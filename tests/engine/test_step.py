@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ from detectron2.utils.events import EventStorage
 
 from d2ft.config import load_cfg
 from d2ft.data import build_train_loader
+from d2ft.engine import FinetuneTrainer
 from d2ft.engine.step import FinetuneStep
+from tests.engine.runs import assert_same_run
 from tests.factories import PROJECT, seeded_model
 
 # All anchors and proposals are used, so that what is sampled does not depend on the split.
@@ -44,3 +47,20 @@ def test_the_parts_of_a_batch_have_the_gradients_of_the_batch(overrides, parts):
                 # Sums in another order, in float32.
                 error = (second[kind][name] - value).norm() / value.norm().clamp(min=1e-9)
                 assert error < 1e-4, name
+
+
+def test_parts_of_a_resumed_run_have_the_random_numbers_of_the_first_seed(overrides, tmp_path):
+    options = [*overrides, "SOLVER.ACCUMULATE", "2", "DATASETS.TEST", "()"]
+
+    def train(folder, seed, *, resume=False):
+        more = ["SEED", str(seed), "OUTPUT_DIR", str(tmp_path / folder)]
+        cfg = load_cfg(PROJECT / "configs/cityscapes_ft.yaml", [*options, *more])
+        trainer = FinetuneTrainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+
+    train("whole", 1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    (tmp_path / "stopped/last_checkpoint").write_text("model_0000001.pth")
+    train("stopped", 2, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")

@@ -165,9 +165,13 @@ def _derive_instance_ids(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
     if all(target.is_file() for target in targets.values()):
         return list(targets.values())
     with FileLock(folder / "lock"):  # of several processes one draws
-        missing = [(image, polygons) for image, polygons in pairs if not targets[polygons].is_file()]
+        missing = [
+            (image, polygons) for image, polygons in pairs if not targets[polygons].is_file()
+        ]
         logger.info("%d frames have polygons but no instance image: drawing them", len(missing))
-        for image, polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
+        for image, polygons in tqdm(
+            missing, desc="Drawing instanceIds", unit="frame", disable=None
+        ):
             ids = _draw_instance_ids(image, polygons)
             with atomic_write(targets[polygons], "wb") as file:
                 Image.fromarray(ids).save(file, format="PNG")
@@ -203,10 +207,8 @@ def _draw_instance_ids(image: Path, polygons: Path) -> "np.ndarray[Any, np.dtype
 def _parse_frames(frames: Sequence[_Frame], description: str) -> list[dict[str, Any]]:
     # Decoding PNG releases the GIL, so threads are enough and need no pickling.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        progress = tqdm(
-            pool.map(_parse_frame, frames), total=len(frames), desc=description, unit="frame"
-        )
-        return list(progress)
+        done = pool.map(_parse_frame, frames)
+        return list(tqdm(done, total=len(frames), desc=description, unit="frame", disable=None))
 
 
 def _parse_frame(frame: _Frame) -> dict[str, Any]:

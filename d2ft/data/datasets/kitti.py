@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
+from tqdm import tqdm
 
 from d2ft.data.cache import cached_records
 from d2ft.data.catalog import register_instances
@@ -188,7 +189,7 @@ def _parse(
     pairs: Sequence[tuple[Path, Path]], thing_classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     records = []
-    for image, label in pairs:
+    for image, label in tqdm(pairs, desc="Reading KITTI labels", unit="frame", disable=None):
         width, height = read_image_size(image)
         annotations: list[dict[str, Any]] = []
         dropped = clipped = 0

@@ -240,7 +240,8 @@ def _class_names_of(xml: Path) -> set[str]:
 
 def _in_threads(work: Callable[[_T], _R], items: Sequence[_T], description: str) -> Iterable[_R]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(work, items), total=len(items), desc=description, unit="image"))
+        done = pool.map(work, items)
+        return list(tqdm(done, total=len(items), desc=description, unit="image", disable=None))
 
 
 def _parse_samples(

@@ -1,6 +1,5 @@
 """Put the hooks of a run in their order."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
+from d2ft.engine.finite import FiniteLosses
 from d2ft.engine.hooks.best_checkpointer import BestCheckpointer, Comparison
 from d2ft.engine.hooks.early_stopping import EarlyStopping
 from d2ft.engine.hooks.ema import EMAEvaluation, EMAHook
@@ -20,6 +20,7 @@ from d2ft.engine.phases import FreezePhases
 from d2ft.engine.resume import ResumeInStep
 from d2ft.engine.rng import StepSeed
 from d2ft.engine.setup import cfg_below
+from d2ft.progress import shows_bars
 from d2ft.solver import Phases
 
 Test = Callable[[CfgNode, torch.nn.Module], dict[str, Any]]
@@ -50,12 +51,13 @@ def build_hooks(
     writers = [hook for hook in present if isinstance(hook, hooks.PeriodicWriter)]
     for writer in writers:
         writer._period = cfg.LOG_PERIOD
-    first: list[HookBase] = [StepSeed()]
+    first: list[HookBase] = [FiniteLosses(cfg.SOLVER.MAX_SKIPPED_STEPS, cfg.OUTPUT_DIR)]
     if cfg.FINETUNE.PHASES:
-        first.insert(0, FreezePhases(Phases(cfg.FINETUNE.PHASES)))
+        first.append(FreezePhases(Phases(cfg.FINETUNE.PHASES)))
     ema = EMAHook(cfg.FINETUNE.EMA.DECAY) if cfg.FINETUNE.EMA.ENABLED else None
     return [
         *first,
+        StepSeed(),
         *([ema] if ema else []),
         *(hook for hook in present if hook not in writers),
         *(_evaluation_hooks(cfg, ema, test, model) if cfg.DATASETS.TEST else []),
@@ -100,5 +102,5 @@ def _evaluation_hooks(
 def _progress_hooks(iterations_per_epoch: int) -> list[HookBase]:
     if not comm.is_main_process():
         return []
-    bar = [ProgressBar(iterations_per_epoch)] if sys.stderr.isatty() else []
+    bar = [ProgressBar(iterations_per_epoch)] if shows_bars() else []
     return [ExpectedTime(), *bar]

@@ -40,8 +40,13 @@ class EvaluatedHook(HookBase):
 
 def latest_metrics(storage: Any) -> dict[str, float]:
     """Return the metrics that were stored in this iteration, by their path such as "segm/AP"."""
-    latest = storage.latest()
-    return {name: value for name, (value, at) in latest.items() if at == storage.iter}
+    # What is smoothed was measured on the batch of a training step.
+    smoothed = storage.smoothing_hints()
+    return {
+        name: value
+        for name, (value, at) in storage.latest().items()
+        if at == storage.iter and not smoothed[name]
+    }
 
 
 def shared_metrics(storage: Any, metric: str, key: str) -> dict[str, float]:

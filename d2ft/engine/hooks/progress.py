@@ -2,13 +2,14 @@
 
 import datetime
 import logging
-import sys
+import resource
 import time
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
-from tqdm import tqdm
+
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,8 @@ class ProgressBar(HookBase):
 
     def before_train(self) -> None:
         """Open the bar."""
-        self._bar = tqdm(
-            total=self.trainer.max_iter,
-            initial=self.trainer.start_iter,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            unit="it",
-        )
+        trainer = self.trainer
+        self._bar = open_bar(total=trainer.max_iter, initial=trainer.start_iter, unit="it")
 
     def after_step(self) -> None:
         """Move the bar."""
@@ -70,11 +66,17 @@ class ProgressBar(HookBase):
         for title, name in (("loss", "total_loss"), ("lr", "lr")):
             if name in latest:
                 shown[title] = f"{latest[name][0]:.4g}"
-        if torch.cuda.is_available():
-            shown["memory"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}M"
+        shown["memory"] = f"{_peak_memory() / 2**20:.0f}M"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:
         """Close the bar."""
         self._bar.close()
+
+
+def _peak_memory() -> int:
+    """Return the most bytes that tensors took on the GPU, without one all of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from d2ft.data.stream import seed_generators, seeded_generators
 from d2ft.engine.hooks.evaluated import EvaluatedHook
-from d2ft.engine.model import unwrapped
+from d2ft.engine.model import named_losses, unwrapped
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,9 @@ def mean_losses(model: torch.nn.Module, build_loader: Callable[[], Loader]) -> d
     images = 0
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with EventStorage(), seeded_generators(0), torch.random.fork_rng(devices):
-        for batch in build_loader():
+        for batch in open_bar(build_loader(), desc="Validation loss", unit="batch", leave=False):
             seed_generators(0, images)
-            for name, value in twin(batch).items():
+            for name, value in named_losses(twin(batch)).items():
                 sums[name] += value.item() * len(batch)
             images += len(batch)
     gathered = comm.all_gather((dict(sums), images))

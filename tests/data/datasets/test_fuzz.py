@@ -110,9 +110,7 @@ def _boxes(records):
 def _clip(boxes, image):
     width, height = Image.open(image).size
     limits = (width, height, width, height)
-    inside = [
-        [min(max(v, 0), end) for v, end in zip(box, limits, strict=True)] for box in boxes
-    ]
+    inside = [[min(max(v, 0), end) for v, end in zip(box, limits, strict=True)] for box in boxes]
     return [box for box in inside if box[0] < box[2] and box[1] < box[3]]
 
 

@@ -48,6 +48,7 @@ def test_hooks_that_watch_leave_the_weights_as_they_are(overrides, tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in average.items())
     compared = json.loads((watched / "comparison.json").read_text())
     assert compared.keys() == {"best", "last", "ema", "ema at best"}
+    assert {path.split("/")[0] for path in compared["best"]} == {"segm", "bbox", "segm_coco", "val"}
     lines = [json.loads(line) for line in (watched / "metrics.json").read_text().splitlines()]
     losses = {
         line["iteration"]: line["val/total_loss"] for line in lines if "val/total_loss" in line

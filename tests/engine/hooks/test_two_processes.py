@@ -27,7 +27,7 @@ def _run(rank, folder):
             for trainer.iter, value in enumerate([1.0, 3.0, 2.0, 3.0, 9.0]):
                 trainer.storage.iter = trainer.iter
                 if comm.is_main_process():
-                    trainer.storage.put_scalar("segm/AP", value)
+                    trainer.storage.put_scalar("segm/AP", value, smoothing_hint=False)
                 best.after_step()
                 stopping.after_step()
         except StopTraining as stop:
