@@ -31,7 +31,7 @@ def check_rle(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     if rle["size"] != list(size):
         raise ValueError(f"has the size {rle['size']}, and its image [{size[0]}, {size[1]}]")
     counts = rle["counts"]
-    lengths = np.asarray(counts) if isinstance(counts, list) else _run_lengths(counts)
+    lengths = np.asarray(counts) if isinstance(counts, list) else run_lengths(counts)
     total = size[0] * size[1]
     if lengths.dtype.kind != "i" or (lengths < 0).any() or lengths.sum() != total:
         raise ValueError(f"has runs that do not add up to the {total} pixels of its image")
@@ -40,7 +40,7 @@ def check_rle(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": counts}
 
 
-def _run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
+def run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
     """
     Return the lengths that a compressed code stands for.
 
