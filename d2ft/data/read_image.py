@@ -2,19 +2,16 @@
 Read image files to the pixels that Detectron2 reads, in less time.
 
 A PNG of three 8-bit channels that says nothing else about its pixels is decoded by imagecodecs,
-where it is installed (BSD licence), or by torchvision; PNG is lossless, so they give what Pillow
+where it is installed (BSD licence), or by OpenCV; PNG is lossless, so they give what Pillow
 gives. All other files, and those that these decoders refuse, are Pillow's, read as in Detectron2.
 """
 
 import io
-import logging
 import struct
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torchvision
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -22,20 +19,12 @@ from PIL import Image
 from d2ft.data.bad_images import BadImageError
 
 try:
-    from imagecodecs import PngError
-    from imagecodecs import png_decode as _decode_png
+    import imagecodecs
 except ImportError:
-    PngError = RuntimeError
-
-    def _decode_png(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return (H, W, 3) RGB."""
-        tensor = torchvision.io.decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
-
-
-logger = logging.getLogger(__name__)
+    imagecodecs = None
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
 
 # What Pillow raises for a file that is no image or breaks off.
 READ_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)
@@ -46,11 +35,13 @@ _DEEP_MODES = ("I", "F")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-# Chunks beside which a PNG's pixels are plain: https://www.w3.org/TR/png-3/#11Chunks. Pillow turns
-# an image by the orientation in eXIf, and in XMP and the like, which are texts.
+# Chunks beside which a PNG's pixels are plain: https://www.w3.org/TR/png-3/#11Chunks
 _PLAIN_CHUNKS = frozenset(
-    (b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"pHYs", b"tIME")
+    b"IHDR IDAT IEND gAMA cHRM sRGB iCCP sBIT bKGD pHYs tIME tEXt".split()  # not eXIf, tRNS
 )
+
+# What a text is called that may hold an orientation, by which an image is turned.
+_ORIENTED_TEXTS = (b"exif", b"xmp")
 
 # Of IHDR: 8 bits a channel, RGB, deflate, adaptive filters, not interlaced.
 _PLAIN_RGB = (8, 2, 0, 0, 0)
@@ -74,12 +65,9 @@ def read_image(file_name: str, image_format: str) -> Array:
     with PathManager.open(file_name, "rb") as file:
         data = file.read()
     if image_format in ("RGB", "BGR") and is_plain_png(data):
-        try:
-            pixels = _decode_png(data)
-        except (PngError, RuntimeError) as error:
-            logger.debug("%s is left to Pillow: %s", file_name, error)
-        else:
-            return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if image_format == "BGR" else pixels
+        pixels = _decode_png(data, image_format)
+        if pixels is not None:
+            return pixels
     with Image.open(io.BytesIO(data)) as image:
         if image.mode.startswith(_DEEP_MODES):
             raise BadImageError(
@@ -88,6 +76,20 @@ def read_image(file_name: str, image_format: str) -> Array:
             )
         turned = _apply_exif_orientation(image)
         return np.ascontiguousarray(convert_PIL_to_numpy(turned, image_format))
+
+
+def _decode_png(data: bytes, image_format: str) -> Array | None:
+    """Return the pixels of a plain PNG, None if it is broken."""
+    if imagecodecs is None:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        swap = image_format == "RGB"
+    else:
+        try:
+            pixels = imagecodecs.png_decode(data)
+        except imagecodecs.PngError:
+            return None
+        swap = image_format == "BGR"
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if swap and pixels is not None else pixels
 
 
 def is_plain_png(data: bytes) -> bool:
@@ -105,6 +107,10 @@ def is_plain_png(data: bytes) -> bool:
             width, height, *layout = struct.unpack_from(">II5B", data, place + 8)
             # Pillow warns of larger images, and refuses those of twice the size.
             if tuple(layout) != _PLAIN_RGB or width * height > (Image.MAX_IMAGE_PIXELS or 0):
+                return False
+        elif kind == b"tEXt":
+            keyword = data[place + 8 : place + 8 + length].partition(b"\0")[0].lower()
+            if any(word in keyword for word in _ORIENTED_TEXTS):
                 return False
         place += length + 12
     return place <= len(data)
