@@ -48,7 +48,8 @@ class FastAugInput(T.AugInput):
 
 def _resize_by_torch(image: Array, size: tuple[int, int]) -> Array:
     # A view of planar memory, in which the channels need no further sorting.
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    writable = np.require(image, requirements=["C", "W"])  # PyTorch knows no other memory
+    batch = torch.from_numpy(writable).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 from d2ft.data.aug_input import FastAugInput, channels_first
 from d2ft.data.augmentation import build_augmentations, changes_extent
 from d2ft.data.bad_images import BadImageError
+from d2ft.data.image_cache import ImageCache
 from d2ft.data.mask_transforms import transform_segmentation
 from d2ft.data.read_image import READ_ERRORS, read_image
 from d2ft.errors import UserError
@@ -35,13 +36,22 @@ class FinetuneDatasetMapper(DatasetMapper):
     Args:
         is_train: for training.
         resize: "pil" or "torch", see :class:`FastAugInput`.
+        image_cache: images that need not be read from their files.
         arguments: of :class:`DatasetMapper`.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, resize: str = "pil", **arguments: Any) -> None:
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        resize: str = "pil",
+        image_cache: ImageCache | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(is_train, **arguments)
         self._resize = resize
+        self._image_cache = image_cache
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -86,7 +96,7 @@ class FinetuneDatasetMapper(DatasetMapper):
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Same as :meth:`DatasetMapper.__call__`, but it copies only what it will change."""
         sample = dict(dataset_dict)
-        image = read_image(sample["file_name"], self.image_format)
+        image = self._read_image(sample["file_name"])
         detection.check_image_size(sample, image)
         sem_seg = None
         if "sem_seg_file_name" in sample:
@@ -106,6 +116,10 @@ class FinetuneDatasetMapper(DatasetMapper):
             sample["annotations"] = [dict(annotation) for annotation in annotations]
             self._transform_annotations(sample, transforms, image_size)
         return sample
+
+    def _read_image(self, file_name: str) -> Any:
+        image = self._image_cache.read(file_name) if self._image_cache is not None else None
+        return read_image(file_name, self.image_format) if image is None else image
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: T.TransformList, image_shape: Any
