@@ -65,7 +65,8 @@ def run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
     if not bits.size or (bits < 0).any() or (bits > 63).any() or bits[-1] & 32:
         raise ValueError("has counts that are no compressed run lengths")
     ends = np.flatnonzero(bits < 32)
-    starts = np.append(0, ends[:-1] + 1)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
     digits = ends - starts + 1
     if digits.max() > 7:
         raise ValueError("has counts that are no compressed run lengths")

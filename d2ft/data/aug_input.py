@@ -1,5 +1,6 @@
 """What augmentations are applied to: the image, moved by faster means where the result is known."""
 
+import warnings
 from typing import Any
 
 import cv2
@@ -35,8 +36,8 @@ class FastAugInput(T.AugInput):
         image = self.image
         if image.dtype != np.uint8 or image.ndim != 3:
             return tfm.apply_image(image)
-        if type(tfm) is T.HFlipTransform and image.flags.c_contiguous:
-            return cv2.flip(image, 1).reshape(image.shape)
+        if type(tfm) is T.HFlipTransform:
+            return _flip_horizontally(image)
         if type(tfm) is not T.ResizeTransform or image.shape[:2] != (tfm.h, tfm.w):
             return tfm.apply_image(image)
         if (tfm.h, tfm.w) == (tfm.new_h, tfm.new_w):
@@ -46,11 +47,22 @@ class FastAugInput(T.AugInput):
         return tfm.apply_image(image)
 
 
+def _flip_horizontally(image: Array) -> Array:
+    if image.flags.c_contiguous:
+        return cv2.flip(image, 1).reshape(image.shape)
+    planes = image.transpose(2, 0, 1)
+    if planes.flags.c_contiguous and planes.flags.writeable:  # of _resize_by_torch
+        return torch.from_numpy(planes).flip(2).numpy().transpose(1, 2, 0)
+    return np.flip(image, axis=1)
+
+
 def _resize_by_torch(image: Array, size: tuple[int, int]) -> Array:
-    # A view of planar memory, in which the channels need no further sorting.
-    writable = np.require(image, requirements=["C", "W"])  # PyTorch knows no other memory
-    batch = torch.from_numpy(writable).permute(2, 0, 1)[None]
+    with warnings.catch_warnings():
+        # An image of the cache, which is only read here.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
+    # A view of planar memory, in which the channels need no further sorting.
     return resized[0].permute(1, 2, 0).numpy()
 
 

@@ -57,7 +57,7 @@ class MaskWindow:
         height, width = image_size
         if lengths.sum() != height * width:
             raise ValueError(
-                f"runs of {lengths.sum()} pixels do not fill a frame of {width}x{height}"
+                f"has runs of {lengths.sum()} pixels, which do not fill its frame of {width}x{height}"
             )
         ends = np.cumsum(lengths)[1::2]
         ones = np.asarray(lengths[1::2])
@@ -71,9 +71,9 @@ class MaskWindow:
         y0, y1 = (0, height) if (left < right).any() else (int(top.min()), int(bottom.max()) + 1)
         window_height = y1 - y0
         starts = (left - x0) * window_height + top - y0
-        edges = np.stack((starts, starts + ones), axis=1).ravel()
-        runs = np.diff(edges, prepend=0, append=window_height * (x1 - x0))
-        columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        edges = np.zeros(2 * len(ones) + 2, np.int64)
+        edges[1:-1:2], edges[2:-1:2], edges[-1] = starts, starts + ones, window_height * (x1 - x0)
+        columns = np.repeat(np.arange(len(edges) - 1) % 2 == 1, edges[1:] - edges[:-1])
         return cls(columns.reshape(x1 - x0, window_height).T, x0, y0, image_size)
 
     def full(self) -> Array:

@@ -54,7 +54,7 @@ def test_run_lengths_may_have_zeros_between():
 
 
 def test_run_lengths_that_do_not_fill_the_frame_are_refused():
-    with pytest.raises(ValueError, match="runs of 5 pixels do not fill a frame of 3x4"):
+    with pytest.raises(ValueError, match="runs of 5 pixels, which do not fill its frame of 3x4"):
         MaskWindow.of_run_lengths(np.array([2, 3]), (4, 3))
 
 
