@@ -31,7 +31,7 @@ def check_rle(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     if rle["size"] != list(size):
         raise ValueError(f"has the size {rle['size']}, and its image [{size[0]}, {size[1]}]")
     counts = rle["counts"]
-    lengths = np.asarray(counts) if isinstance(counts, list) else _run_lengths(counts)
+    lengths = run_lengths(counts)
     total = size[0] * size[1]
     if lengths.dtype.kind != "i" or (lengths < 0).any() or lengths.sum() != total:
         raise ValueError(f"has runs that do not add up to the {total} pixels of its image")
@@ -40,22 +40,33 @@ def check_rle(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": list(size), "counts": counts}
 
 
-def _run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
+def run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
     """
-    Return the lengths that a compressed code stands for.
+    Return the lengths of the runs that a code stands for, as they are if it is a list of them.
 
     Six bits a character from "0" on: five of the number, lowest first, and one that says that it
     goes on; the fifth of the last is its sign. From the fourth number on, it is the difference
     to the one two places before: ``rleFrString`` in
     https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
+
+    Args:
+        counts: compressed, as text or bytes, or a list.
+
+    Raises:
+        ValueError: if it is none of these, or no compressed code.
     """
-    if not isinstance(counts, str) or not counts.isascii():
+    if isinstance(counts, list):
+        return np.asarray(counts)
+    if isinstance(counts, str) and counts.isascii():
+        counts = counts.encode("ascii")
+    if not isinstance(counts, bytes):
         raise ValueError("has counts that are neither text nor a list of numbers")
-    bits = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not bits.size or (bits < 0).any() or (bits > 63).any() or bits[-1] & 32:
         raise ValueError("has counts that are no compressed run lengths")
     ends = np.flatnonzero(bits < 32)
-    starts = np.append(0, ends[:-1] + 1)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
     digits = ends - starts + 1
     if digits.max() > 7:
         raise ValueError("has counts that are no compressed run lengths")

@@ -11,7 +11,7 @@ PACKAGE = PROJECT / "d2ft"
 
 # A room may import the rooms named here, and itself.
 ROOTS = {"labels", "files", "errors", "host", "progress", "rle"}
-LAYERS = {"layers"}
+LAYERS = {"layers", "structures"}
 SIBLINGS = {"data", "checkpoint", "solver", "evaluation"}
 MAY_IMPORT = {
     **{room: set() for room in ROOTS | LAYERS},

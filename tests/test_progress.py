@@ -1,10 +1,9 @@
 """Bars of a terminal, and the lines of the log between them."""
 
+import contextlib
 import io
 import logging
-import sys
 
-import pytest
 from detectron2.data import DatasetCatalog
 
 from d2ft.evaluation.progress import InferenceProgress
@@ -16,17 +15,18 @@ class _Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+@contextlib.contextmanager
+def _terminal():
     """Let standard output and error be one terminal that d2ft's log goes to."""
     stream = _Terminal()
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "stderr", stream)
     handler = logging.StreamHandler(stream)
     logger = logging.getLogger("d2ft")
     logger.addHandler(handler)
-    yield stream
-    logger.removeHandler(handler)
+    try:
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield stream
+    finally:
+        logger.removeHandler(handler)
 
 
 def _lines(terminal):
@@ -34,8 +34,8 @@ def _lines(terminal):
     return [line.strip() for line in terminal.getvalue().replace("\r", "\n").split("\n")]
 
 
-def test_a_line_of_the_log_is_above_the_bar_and_not_inside_of_it(terminal):
-    with open_bar(total=2, unit="it") as bar:
+def test_a_line_of_the_log_is_above_the_bar_and_not_inside_of_it():
+    with _terminal() as terminal, open_bar(total=2, unit="it") as bar:
         bar.update()
         logging.getLogger("d2ft.some").warning("a line")
         bar.update()
@@ -43,13 +43,14 @@ def test_a_line_of_the_log_is_above_the_bar_and_not_inside_of_it(terminal):
     assert any("2/2" in line for line in _lines(terminal))
 
 
-def test_an_evaluation_shows_its_images(terminal):
+def test_an_evaluation_shows_its_images():
     DatasetCatalog.register("three", lambda: [{}, {}, {}])
     bar = InferenceProgress("three")
-    bar.reset()
-    for _ in range(3):
-        bar.process([{}], [{}])
-    assert bar.evaluate() == {}
+    with _terminal() as terminal:
+        bar.reset()
+        for _ in range(3):
+            bar.process([{}], [{}])
+        assert bar.evaluate() == {}
     assert any("three" in line and "3/3" in line for line in _lines(terminal))
 
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 # key -> the values that are supported.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RESIZE_TRAIN": ("pil", "torch"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     # Detectron2's Weighted* samplers draw from a state that no resumed run can return to.

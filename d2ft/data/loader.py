@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from d2ft.data.bad_images import BadImages
+from d2ft.data.image_cache import build_image_cache
 from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.stream import SampleStream
 from d2ft.errors import UserError
@@ -82,13 +83,14 @@ def build_train_loader(
     Args:
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (over all processes), SEED and all of DATALOADER
             are read.
-        mapper: dataset dict -> sample; by default ``FinetuneDatasetMapper(cfg, is_train=True)``.
+        mapper: dataset dict -> sample; by default ``FinetuneDatasetMapper(cfg, is_train=True)``,
+            with the image cache if DATALOADER.IMAGE_CACHE_GB is above 0.
     """
     records = training_records(cfg)
     world_size = comm.get_world_size()
     stream = SampleStream(
         DatasetFromList(records, copy=False),
-        mapper or FinetuneDatasetMapper(cfg, is_train=True),
+        mapper or _training_mapper(cfg, records),
         _sampler_builder(cfg, records),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
@@ -110,6 +112,12 @@ def build_train_loader(
     loader.generator = torch.Generator()
     loader.worker_init_fn = _start_worker
     return loader
+
+
+def _training_mapper(cfg: CfgNode, records: list[dict[str, Any]]) -> FinetuneDatasetMapper:
+    limit = cfg.DATALOADER.IMAGE_CACHE_GB
+    cache = build_image_cache(records, cfg.INPUT.FORMAT, limit) if limit else None
+    return FinetuneDatasetMapper(cfg, is_train=True, image_cache=cache)
 
 
 def _start_worker(number: int) -> None:
