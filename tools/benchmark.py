@@ -29,7 +29,11 @@ from typing import Any, NamedTuple
 
 import torch
 from benchmark_evaluators import benchmark_evaluators
+from benchmark_inference import benchmark_inference
+from benchmark_mapper import benchmark_mapper
+from benchmark_startup import benchmark_startup
 from benchmark_timing import time_in_turn
+from benchmark_train import benchmark_train
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -55,6 +59,8 @@ class Comparison(NamedTuple):
     unit: str
     ours: list[float]
     stock: list[float]
+    ours_peak_mib: float | None = None  # of a process of its own
+    stock_peak_mib: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -178,14 +184,17 @@ def _assert_equal_batches(ours: list[Any], stock: list[Any]) -> None:
             assert torch.equal(ours_gt.gt_classes, stock_gt.gt_classes)
 
 
-def evaluators(root: Path, *, quick: bool) -> Iterator[Comparison]:
-    """Compare evaluators."""
-    return itertools.starmap(Comparison, benchmark_evaluators(root, quick=quick))
+def _task(rows: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Comparison]]:
+    return lambda root, quick: itertools.starmap(Comparison, rows(root, quick=quick))
 
 
 TASKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "loader": benchmark_loader,
-    "evaluators": evaluators,
+    "evaluators": _task(benchmark_evaluators),
+    "mapper": _task(benchmark_mapper),
+    "train": _task(benchmark_train),
+    "inference": _task(benchmark_inference),
+    "startup": _task(benchmark_startup),
 }
 
 
