@@ -77,5 +77,3 @@ def build_seeded(cfg: Any, build_model: Callable[[Any], torch.nn.Module]) -> tor
             if name.endswith("conv3.norm.weight"):
                 tensor.mul_(_DAMPING)
     return model
-
-

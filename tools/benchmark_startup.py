@@ -21,7 +21,7 @@ _OVERRIDES = (
     "MODEL.ROI_MASK_HEAD.CONV_DIM 16 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 2 SEED 1 "
     "DATASETS.TRAIN ('cityscapes_instance_train',) SOLVER.EPOCHS 0 SOLVER.STEPS_EPOCHS () "
     "SOLVER.CHECKPOINT_EPOCHS 0 TEST.EVAL_EPOCHS 0 SOLVER.MAX_ITER 4 SOLVER.STEPS ()"
-).split()
+)
 
 # name, unit, values of ours, values of the stock way
 Row = tuple[str, str, list[float], list[float]]
@@ -43,7 +43,7 @@ def benchmark_startup(root: Path, *, quick: bool) -> Iterator[Row]:
             for side, done in runs.items():
                 done.append(_start(side, folder, environment))
     images = sum(splits.values())
-    print(f"Seconds of the last start of each: {({s: d[-1] for s, d in runs.items()})}")
+    print(f"Seconds of the last start of each: { ({s: d[-1] for s, d in runs.items()}) }")
     beyond = ([run["beyond"] for run in done] for done in runs.values())
     yield f"start to first batch, {images} images", "s beyond imports and model", *beyond
 
@@ -68,7 +68,7 @@ def _write_links(root: Path, folder: Path, splits: dict[str, int]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(source[key])
             paths = {key: str(target) for key, target in targets.items()}
-            records[targets["file_name"]] = {**source, **paths, "image_id": name}
+            records[paths["file_name"]] = {**source, **paths, "image_id": name}
     # Reading each label image again would take minutes.
     with mock.patch.object(cityscapes, "_parse_frame", lambda frame: records[frame.image]):
         for split in splits:
@@ -114,7 +114,15 @@ def _reach_first_batch(side: str, output: str, started: float) -> NoReturn:
             Path(output, "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
             raise SystemExit(0)
 
-    options = ["--config-file", str(CONFIG), *_OVERRIDES, "OUTPUT_DIR", output, "MODEL.WEIGHTS", ""]
+    options = [
+        "--config-file",
+        str(CONFIG),
+        *_OVERRIDES.split(),
+        "OUTPUT_DIR",
+        output,
+        "MODEL.WEIGHTS",
+        "",
+    ]
     args = default_argument_parser().parse_args(options)
     if side == "ours":
         check_and_launch(args, register_builtin_datasets, Timed)
