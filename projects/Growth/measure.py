@@ -122,6 +122,7 @@ def coco_ap(folder: Path, images: int) -> Run:
 # what grows -> its values; part -> what prepares it for a value of them.
 IMAGES = (250, 1000, 4000)
 INSTANCES = (8, 32, 128)
+DISTINCT = 50  # frames that are drawn; drawing takes longer than all that is measured
 PARTS: dict[str, dict[str, tuple[Callable[..., Run], Callable[[int], Any]]]] = {
     "images": {
         "labels, read the first time": (parse, by_images),
@@ -140,11 +141,22 @@ PARTS: dict[str, dict[str, tuple[Callable[..., Run], Callable[[int], Any]]]] = {
 
 
 def _write(folder: Path, frames: Frames) -> tuple[Path, Path]:
-    root = folder / "_".join(map(str, (frames.count, *frames.size, *frames.objects)))
-    write_mini_cityscapes(
-        root, splits={"train": frames.count}, image_size=frames.size, num_objects=frames.objects
-    )
+    """Return the folders of images and labels; what exceeds DISTINCT are links to the first."""
     os.environ["D2FT_CACHE"] = str(folder / "cache")
+    kind = "_".join(map(str, (*frames.size, *frames.objects)))
+    count = min(frames.count, DISTINCT)
+    source, root = folder / f"{count}_of_{kind}", folder / f"{frames.count}_links_of_{kind}"
+    write_mini_cityscapes(
+        source, splits={"train": count}, image_size=frames.size, num_objects=frames.objects
+    )
+    suffixes = {"leftImg8bit": "leftImg8bit.png", "gtFine": "gtFine_instanceIds.png"}
+    for part, suffix in suffixes.items():
+        files = sorted((source / part).glob(f"train/*/*_{suffix}"))
+        city = root / part / "train" / "city"
+        if not city.is_dir():
+            city.mkdir(parents=True)
+            for number in range(frames.count):
+                (city / f"city_{number:06d}_000019_{suffix}").symlink_to(files[number % count])
     return root / "leftImg8bit" / "train", root / "gtFine" / "train"
 
 
