@@ -81,11 +81,15 @@ def find_host() -> Host:
 
 
 def _distribution_at(package: Path) -> str:
-    for name in importlib.metadata.packages_distributions().get("detectron2", []):
-        distribution = importlib.metadata.distribution(name)
+    for distribution in importlib.metadata.distributions():
+        # Not packages_distributions(), which parses what every distribution says of itself.
+        declared = (distribution.read_text("top_level.txt") or "").split()
+        files = distribution.read_text("RECORD") or ""
+        if "detectron2" not in declared and "\ndetectron2/__init__.py," not in f"\n{files}":
+            continue
         # A checkout put on PYTHONPATH hides an installed distribution without removing it.
         if Path(str(distribution.locate_file("detectron2"))).resolve() == package:
-            return f"{name} {distribution.version}"
+            return f"{distribution.metadata['Name']} {distribution.version}"
     return "source tree"
 
 

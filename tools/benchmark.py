@@ -4,6 +4,10 @@ Measure d2ft against the stock way, both in one run and on the same data.
 
     python tools/benchmark.py loader            # reading a dataset, and the training loader
     python tools/benchmark.py evaluators        # evaluating predictions
+    python tools/benchmark.py mapper            # an image and its masks, made ready for a step
+    python tools/benchmark.py train             # a step of Mask R-CNN R50-FPN on the CPU
+    python tools/benchmark.py inference         # an image, through the model into run lengths
+    python tools/benchmark.py startup           # from the start of a process to its first batch
     python tools/benchmark.py loader --quick    # a minute at most, for a look
     python tools/benchmark.py loader --real     # on ../shared/data instead of generated frames
 
@@ -30,7 +34,11 @@ from typing import Any, NamedTuple
 import torch
 from benchmark_datasets import benchmark_datasets
 from benchmark_evaluators import benchmark_evaluators
+from benchmark_inference import benchmark_inference
+from benchmark_mapper import benchmark_mapper
+from benchmark_startup import benchmark_startup
 from benchmark_timing import time_in_turn
+from benchmark_train import benchmark_train
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -56,6 +64,8 @@ class Comparison(NamedTuple):
     unit: str
     ours: list[float]
     stock: list[float]
+    ours_peak_mib: float | None = None  # of a process of its own
+    stock_peak_mib: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -180,14 +190,17 @@ def _assert_equal_batches(ours: list[Any], stock: list[Any]) -> None:
             assert torch.equal(ours_gt.gt_classes, stock_gt.gt_classes)
 
 
-def evaluators(root: Path, *, quick: bool) -> Iterator[Comparison]:
-    """Compare evaluators."""
-    return itertools.starmap(Comparison, benchmark_evaluators(root, quick=quick))
+def _task(rows: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Comparison]]:
+    return lambda root, quick: itertools.starmap(Comparison, rows(root, quick=quick))
 
 
 TASKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "loader": benchmark_loader,
-    "evaluators": evaluators,
+    "evaluators": _task(benchmark_evaluators),
+    "mapper": _task(benchmark_mapper),
+    "train": _task(benchmark_train),
+    "inference": _task(benchmark_inference),
+    "startup": _task(benchmark_startup),
 }
 
 
@@ -195,11 +208,13 @@ def _describe(comparison: Comparison) -> list[str]:
     def seconds(values: list[float]) -> str:
         return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
+    peaks = (comparison.ours_peak_mib, comparison.stock_peak_mib)
     return [
         f"{comparison.name}, {comparison.unit}",
         seconds(comparison.ours),
         seconds(comparison.stock),
         f"{comparison.ratio:.2f}x",
+        "" if peaks[0] is None else f"{peaks[0]:.0f} / {peaks[1]:.0f}",
     ]
 
 
@@ -243,7 +258,7 @@ def main() -> None:
         root = _data(Path(folder), real=args.real, quick=args.quick)
         comparisons = list(TASKS[args.task](root, quick=args.quick))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(tabulate(map(_describe, comparisons), ["", "d2ft", "stock", "ratio"]))
+    print(tabulate(map(_describe, comparisons), ["", "d2ft", "stock", "ratio", "peak MiB of each"]))
     print(f"Peak memory of this process: {peak:.0f} MiB")
     print("  ".join(f"{key}: {value}" for key, value in environment.items()))
     if args.json:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Sampler
 from d2ft.data.bad_images import BadImages
 from d2ft.data.image_cache import build_image_cache
 from d2ft.data.mapper import FinetuneDatasetMapper
+from d2ft.data.shared_list import SharedList
 from d2ft.data.stream import SampleStream
 from d2ft.errors import UserError
 
@@ -89,7 +90,7 @@ def build_train_loader(
     records = training_records(cfg)
     world_size = comm.get_world_size()
     stream = SampleStream(
-        DatasetFromList(records, copy=False),
+        DatasetFromList(records, copy=False, serialize=SharedList if world_size > 1 else True),
         mapper or _training_mapper(cfg, records),
         _sampler_builder(cfg, records),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,

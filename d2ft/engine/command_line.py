@@ -18,6 +18,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets, register_declared_datasets, resolve_from_data
+from d2ft.data.cache import forget_loaded, loaded_once
 from d2ft.engine.interrupt import EXIT_CODES, pass_signals_on
 from d2ft.engine.run_folder import check_output_dir, run_lock
 from d2ft.engine.setup import default_setup, inference_cfg, leave_process_group, resolve_cfg
@@ -73,6 +74,7 @@ def _text_of_user_error(traceback: str) -> str | None:
     return found[-1].strip() if found else None
 
 
+@loaded_once()
 def check_and_launch(
     args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer] = FinetuneTrainer
 ) -> None:
@@ -104,7 +106,9 @@ def check_and_launch(
         eval_only=args.eval_only,
         resume=args.resume,
     )
-    seed = found["weights"].get("seed")
+    if num_processes > 1:
+        forget_loaded()  # the processes load for themselves
+    seed = found.pop("weights").get("seed")
     if seed is not None:
         if cfg.SEED not in (-1, seed):
             logger.warning("The run goes on with its SEED %d; %d is left aside", seed, cfg.SEED)
@@ -116,7 +120,7 @@ def check_and_launch(
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(cfg, args, register, trainer),
+            args=(cfg, args, register, trainer, found),
         )
 
 
@@ -135,18 +139,24 @@ def _check_devices(cfg: CfgNode, num_processes: int) -> None:
 
 
 def _run_process(
-    cfg: CfgNode, args: argparse.Namespace, register: Register, trainer: type[FinetuneTrainer]
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    register: Register,
+    trainer: type[FinetuneTrainer],
+    checked: dict[str, Any],
 ) -> dict[str, Any] | None:
     register()
     register_declared_datasets(cfg, cfg.DATASETS.TEST if args.eval_only else None)
     # Here and not before the launch: all machines have to agree on a random seed.
     cfg = resolve_cfg(cfg)
     if args.eval_only:
+        forget_loaded()
         default_setup(inference_cfg(cfg), args)
         return trainer.evaluate(cfg, resume=args.resume)
     with run_lock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         default_setup(cfg, args)
-        training = trainer(cfg)
+        training = trainer(cfg, checked=checked)
+        forget_loaded()
         training.resume_or_load(resume=args.resume)
         return training.train()
 

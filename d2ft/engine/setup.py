@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from d2ft.config import who_set
 from d2ft.errors import UserError
-from d2ft.host import find_host
+from d2ft.host import bridge_detectron2
 
 logger = logging.getLogger(__name__)
 
@@ -90,4 +90,4 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     setup_logger(
         cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ft", configure_stdout=not shown
     )
-    logger.info("Using %s", find_host())
+    logger.info("Using %s", bridge_detectron2())

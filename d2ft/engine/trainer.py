@@ -31,6 +31,7 @@ from d2ft.data import (
     training_records,
 )
 from d2ft.data.bad_images import BadImages
+from d2ft.data.cache import loaded_once
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.hooks.build import build_hooks, make_interruptible
 from d2ft.engine.interrupt import Interruption
@@ -82,12 +83,14 @@ class FinetuneTrainer(DefaultTrainer):
 
     _trainer: SimpleTrainer
 
-    def __init__(self, cfg: CfgNode) -> None:
+    @loaded_once()
+    def __init__(self, cfg: CfgNode, *, checked: dict[str, Any] | None = None) -> None:
         """
         Check and build everything that ``cfg`` describes.
 
         Args:
             cfg: with d2ft's keys, from :func:`d2ft.config.load_cfg` or ``get_cfg``.
+            checked: what the same checks found just before; by default they run here.
 
         Raises:
             UserError: for what the checks before a run find.
@@ -95,7 +98,7 @@ class FinetuneTrainer(DefaultTrainer):
         cfg = resolve_cfg(cfg)
         register_declared_datasets(cfg)
         cfg = resolve_from_data(cfg)
-        self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
+        self._preflight = checked or check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg, say=False)
         samples = epoch_samples(cfg, records)
         self._per_epoch = iterations_per_epoch(samples, cfg.SOLVER.IMS_PER_BATCH)
@@ -291,10 +294,7 @@ class FinetuneTrainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls,
-        cfg: CfgNode,
-        model: torch.nn.Module,
-        evaluators: list[DatasetEvaluator] | None = None,
+        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         """
         Same as :meth:`DefaultTrainer.test`, but OUTPUT_DIR gets results and predictions as well.

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from d2ft.config import check_cfg
 from d2ft.data.augmentation import check_augmentations
 from d2ft.data.catalog import class_names
-from d2ft.host import find_host
+from d2ft.host import bridge_detectron2
 from d2ft.preflight.check_dataset import check_datasets
 from d2ft.preflight.check_weights import check_weights
 from d2ft.preflight.inspect_dataset import refuse_errors
@@ -44,7 +44,7 @@ def check_config_and_data(
     for finding in findings:
         logger.warning("%s: %s; %s", finding.dataset, finding.message, finding.fix)
     return {
-        "host": str(find_host()),
+        "host": str(bridge_detectron2()),
         "datasets": datasets,
         "findings": [asdict(finding) for finding in findings],  # each names its dataset
     }

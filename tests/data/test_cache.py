@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from detectron2.structures import BoxMode
 
-from d2ft.data.cache import cache_dir, cached_records
+from d2ft.data.cache import cache_dir, cached_records, forget_loaded, loaded_once
 from d2ft.errors import UserError
 
 
@@ -101,3 +101,25 @@ def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("D2FT_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set the environment variable D2FT_CACHE"):
         cache_dir()
+
+
+def test_inside_of_the_block_a_set_is_read_once_unless_its_files_change(tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("1")
+
+    def read():
+        return cached_records("kept", [file], lambda: [{"text": file.read_text()}], version=1)
+
+    assert read()[0] is not read()[0]
+    with loaded_once():
+        first = read()
+        with loaded_once():
+            assert read()[0] is first[0]
+        first.append({})  # the list is the caller's own
+        assert read() == [{"text": "1"}]
+        assert read()[0] is first[0]
+        file.write_text("22")
+        assert read() == [{"text": "22"}]
+        forget_loaded()
+        assert read()[0] is not read()[0]
+    assert read() == [{"text": "22"}]
