@@ -55,7 +55,8 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
     the datasets here do not have, as cityscapesscripts leaves them out without.
 
     Each frame is compared with its ground truth as soon as it is predicted. What is kept of it
-    are counts of pixels, some kilobytes, and no masks. A frame without predictions counts as
+    are counts of pixels, some kilobytes, and no masks. There is no limit to the predictions of a
+    frame; each takes about the time of decoding one mask. A frame without predictions counts as
     empty, and so does one that no process has seen. The average is over the official eight
     classes, also for a dataset with some of them.
     """

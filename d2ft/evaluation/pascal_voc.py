@@ -24,8 +24,11 @@ class PascalVocEvaluator(BoxEvaluator):
 
     It differs where that one loses something: scores and boxes keep all digits (there, scores
     have three, so that many are equal, and coordinates one); equal scores count in the order of
-    the images (there, in any); a class without objects is nan and left out of the mean; and the
-    truth is that of the registered dataset, ``difficult`` and all, not of XML files.
+    the images (there, in any); a class without objects is nan and left out of the mean (there, a
+    division by zero); and the truth is that of the registered dataset, ``difficult`` and all, not
+    of XML files, so that an object without width or height, which the loader leaves out, is not
+    missed. Where none of this matters the numbers are Detectron2's:
+    ``tests/parity/test_evaluators_official.py``.
 
     The metadata entry ``year`` is 2007 for the AP at 11 recalls; other years are an area.
     """

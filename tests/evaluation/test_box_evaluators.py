@@ -3,6 +3,7 @@ import resource
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation import verify_results
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2ft.config import get_cfg
@@ -102,6 +103,19 @@ def test_voc_does_not_count_difficult_objects_and_judges_masks_where_they_are():
     assert results["bbox"]["AP50"] == pytest.approx(100)
     assert results["segm"]["AP50-car"] == pytest.approx(100)
     assert np.isnan(results["bbox"]["AP-bus"])
+
+
+@pytest.mark.parametrize("evaluator_type", BOX_TYPES)
+def test_detectron2_verifies_the_results_by_the_headline_metric(evaluator_type):
+    records = [_record(i, [(0, CAR, {}), (0, PERSON, {})]) for i in range(3)]
+    predictions = [(i, _instances([(0, CAR, 0.9 - i / 10)])) for i in range(3)]
+    results = _evaluate(evaluator_type, ["Car"], records, predictions)
+    cfg = get_cfg()
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", results["bbox"]["AP"], 0.01]]
+    assert verify_results(cfg, results)
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 101.0, 0.01]]
+    with pytest.raises(SystemExit):
+        verify_results(cfg, results)
 
 
 def test_an_image_without_predictions_is_one_in_which_nothing_was_found():
