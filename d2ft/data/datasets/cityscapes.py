@@ -198,7 +198,7 @@ def _draw_instance_ids(image: Path, polygons: Path) -> "np.ndarray[Any, np.dtype
     try:
         with cityscapesscripts_bridge():
             annotation.fromJsonFile(str(polygons))
-            size, expected = (annotation.imgWidth, annotation.imgHeight), _check_image(image)
+            size, expected = (annotation.imgWidth, annotation.imgHeight), _check_image(str(image))
             # Before a picture of that size is made.
             if size != expected:
                 raise UserError(
