@@ -40,15 +40,23 @@ FEW_NAMES = ("person", "car", "bicycle")
 
 # How the class rows start: the name of a curve -> the overrides of the config.
 CURVES: dict[str, list[str]] = {
-    "skip": ["FINETUNE.HEAD_INIT", "skip"],
-    "remap": ["FINETUNE.HEAD_INIT", "remap"],
-    "remap, matched": ["FINETUNE.HEAD_INIT", "remap", "FINETUNE.UNMATCHED", "matched"],
-    "remap, rider: person": [
-        "FINETUNE.HEAD_INIT", "remap", "FINETUNE.CLASS_MAP.rider", "person",
+    "skip": [],
+    "remap": [],
+    "remap, 3 of 8 names": [],
+    "remap, matched": ["FINETUNE.UNMATCHED", "matched"],
+    "remap, rider: person": ["FINETUNE.CLASS_MAP.rider", "person"],
+    "remap, background afresh": [],
+    "remap, warm-up 60": ["SOLVER.WARMUP_ITERS", "60"],
+    "remap, predictors first": [
+        *("FINETUNE.PHASES", "[{'ITERS': 40, 'FREEZE': ['*', '!*predictor*']}]"),
     ],
-    "remap, warm-up 60": ["FINETUNE.HEAD_INIT", "remap", "SOLVER.WARMUP_ITERS", "60"],
-    "remap, 3 of 8 names": ["FINETUNE.HEAD_INIT", "remap"],
-}  # fmt: skip
+    "remap, predictors slower": [
+        *("FINETUNE.LR_FACTORS.box_predictor", "0.3"),
+        *("FINETUNE.LR_FACTORS.mask_predictor", "0.3"),
+    ],
+    "remap, twice the rate": ["SOLVER.BASE_LR", "0.0006"],
+    "skip, twice the rate": ["SOLVER.BASE_LR", "0.0006"],
+}
 
 
 def forget_names(path: Path) -> Path:
@@ -70,15 +78,21 @@ def build_cfg(curve: str, seed: int, budget: int, output: Path, extra: list[str]
         *("SEED", str(seed)),
         *("SOLVER.MAX_ITER", str(budget)),
         *("SOLVER.CHECKPOINT_PERIOD", str(budget)),
+        *("FINETUNE.HEAD_INIT", curve.partition(",")[0]),
         *("OUTPUT_DIR", tempfile.mkdtemp(prefix="run_", dir=output)),
     ]
     return resolve_cfg(load_cfg(CONFIG, [*opts, *CURVES[curve], *extra]))
 
 
-def measure(cfg: CfgNode, *, before: bool) -> dict[str, float]:
+def measure(cfg: CfgNode, *, before: bool, fresh_background: bool) -> dict[str, float]:
     """Return the official mask AP and the box AP in percent, after training or instead of it."""
     trainer = FinetuneTrainer(cfg)
+    scores = trainer.model.roi_heads.box_predictor.cls_score
+    background = [parameter[-1].detach().clone() for parameter in scores.parameters()]
     trainer.resume_or_load(resume=False)
+    if fresh_background:
+        for parameter, row in zip(scores.parameters(), background, strict=True):
+            parameter.data[-1] = row
     with contextlib.redirect_stdout(io.StringIO()):  # the long tables of pycocotools
         if before:
             results = FinetuneTrainer.test(inference_cfg(cfg), trainer.model)
@@ -114,7 +128,9 @@ def main() -> None:
             continue
         cfg = build_cfg(curve, seed, max(budget, 1), args.output, args.opts)
         row = {"curve": curve, "seed": seed, "iterations": budget}
-        row |= measure(cfg, before=budget == 0)
+        row |= measure(
+            cfg, before=budget == 0, fresh_background=curve.endswith("background afresh")
+        )
         shutil.rmtree(cfg.OUTPUT_DIR)
         rows.append(row)
         with atomic_write(path) as file:

@@ -32,6 +32,8 @@ def main(path: Path) -> None:
             for v in (curve.get(budget, []) for budget in budgets)
         )  # fmt: skip
         print(f"| {name} | " + " | ".join(cells) + " |")
+        if len(curve) < 3:
+            continue  # a trial of one budget is for the table alone
         xs = [budget for budget in budgets if budget in curve]
         axes.plot(xs, [statistics.median(curve[x]) for x in xs], marker="o", label=name)
         axes.fill_between(xs, [min(curve[x]) for x in xs], [max(curve[x]) for x in xs], alpha=0.2)
