@@ -94,7 +94,8 @@ def test_the_format_decides_the_evaluator(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("classes", "evaluator_type"), [("[Car]", "kitti"), ("[Tram, Car]", "kitti"), ("[Tram]", "coco")]
+    ("classes", "evaluator_type"),
+    [("[Car]", "kitti"), ("[Tram, Car]", "kitti"), ("[Tram]", "coco")],
 )
 def test_the_official_ap_of_kitti_judges_its_own_classes_alone(classes, evaluator_type):
     _register(f"{{FORMAT: kitti, ROOT: data, CLASSES: {classes}}}")

@@ -48,7 +48,10 @@ def test_kitti(tmp_path):
     # 41 of each class: with fewer, recall does not have 40 steps. One car leaves the image.
     lines = [f"{name} 0 0 0 {x} 10 {x + 60} 70 {REST}"
              for x, name in ((0, "Car"), (100, "Pedestrian"), (200, "Cyclist"), (300, "Van"))]  # fmt: skip
-    lines += [f"Car 0 0 0 380.5 100 450 160 {REST}", "DontCare -1 -1 -10 0 120 90 190 -1 -1 -1 0 0 0 0"]
+    lines += [
+        f"Car 0 0 0 380.5 100 450 160 {REST}",
+        "DontCare -1 -1 -10 0 120 90 190 -1 -1 -1 0 0 0 0",
+    ]
     for number in range(41):
         Image.new("RGB", (400, 200)).save(tmp_path / f"training/image_2/{number:06}.png")
         (tmp_path / f"training/label_2/{number:06}.txt").write_text("\n".join(lines))

@@ -165,7 +165,9 @@ def _derive_instance_ids(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
     if all(target.is_file() for target in targets.values()):
         return list(targets.values())
     with FileLock(folder / "lock"):  # of several processes one draws
-        missing = [(image, polygons) for image, polygons in pairs if not targets[polygons].is_file()]
+        missing = [
+            (image, polygons) for image, polygons in pairs if not targets[polygons].is_file()
+        ]
         logger.info("%d frames have polygons but no instance image: drawing them", len(missing))
         for image, polygons in tqdm(missing, desc="Drawing instanceIds", unit="frame"):
             ids = _draw_instance_ids(image, polygons)
@@ -194,7 +196,7 @@ def _draw_instance_ids(image: Path, polygons: Path) -> "np.ndarray[Any, np.dtype
         raise
     # printError of cityscapesscripts, for a label it does not know, exits the process.
     except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SystemExit,
+        ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, SystemExit,
     ) as error:  # fmt: skip
         raise UserError(f"cannot draw the instances of {polygons}: {error!r}") from error
     return np.asarray(drawn).astype(np.uint16)

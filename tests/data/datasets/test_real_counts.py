@@ -23,7 +23,9 @@ def _loaded(records, classes):
     """Return how many images there are, and (class, instance, crowd or ignore) -> number."""
     kinds = Counter()
     for annotation in (a for record in records for a in record["annotations"]):
-        kind = "ignore" if annotation.get("ignore") else "crowd" if annotation.get("iscrowd") else ""
+        kind = (
+            "ignore" if annotation.get("ignore") else "crowd" if annotation.get("iscrowd") else ""
+        )
         kinds[classes[annotation["category_id"]], kind] += 1
     return len(records), kinds
 
@@ -59,8 +61,7 @@ def test_coco_and_fruits_nuts(real_data, json_file, images):
     raw = json.loads((real_data / json_file).read_bytes())
     names = {row["id"]: row["name"] for row in raw["categories"]}
     counts = Counter(
-        (names[row["category_id"]], "crowd" if row["iscrowd"] else "")
-        for row in raw["annotations"]
+        (names[row["category_id"]], "crowd" if row["iscrowd"] else "") for row in raw["annotations"]
     )
     records = load_coco_instances(real_data / json_file, real_data / images)
     classes = [names[number] for number in sorted(names)]
