@@ -42,25 +42,38 @@ def test_the_script_is_short_enough_to_copy():
     assert len((FOLDER / "train_net.py").read_text().splitlines()) <= 60
 
 
-def test_a_set_registered_in_the_users_script_trains_and_evaluates(balloons, tmp_path):
+def _train(datasets, tmp_path, *arguments):
+    """Run the script of the project; return the folder of the run."""
     weights = write_coco_weights(tmp_path / "coco.pkl")
     run = tmp_path / "run"
     overrides = [*TINY_MODEL, *SHORT_RUN, "DATASETS.TRAIN", "('balloon_train',)"]
     overrides += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", run]
-    config = ["--config-file", FOLDER / "custom.yaml"]
+    command = ["--config-file", FOLDER / "custom.yaml", *arguments[:4], *overrides, *arguments[4:]]
     python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    environment = {"DETECTRON2_DATASETS": str(balloons), "PYTHONPATH": python_path}
+    environment = {"DETECTRON2_DATASETS": str(datasets), "PYTHONPATH": python_path}
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", FOLDER / "train_net.py", *config, *map(str, overrides)],
+        [sys.executable, "-W", "ignore", FOLDER / "train_net.py", *map(str, command)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    return run
+
+
+def test_a_set_registered_in_the_users_script_trains_and_evaluates(balloons, tmp_path):
+    run = _train(balloons, tmp_path)
     results = json.loads((run / "results.json").read_text())
     assert set(results) == {"bbox", "segm"}
     assert json.loads((run / "preflight.json").read_text())["datasets"]["balloon_train"] == {
         "images": 2, "instances": 2, "classes": ["balloon"]
     }  # fmt: skip
     assert Path(run / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+def test_it_is_registered_in_two_spawned_processes_with_workers(balloons, tmp_path):
+    processes = ["--num-gpus", "2", "--dist-url", "auto"]
+    run = _train(balloons, tmp_path, *processes, "DATALOADER.NUM_WORKERS", "4")
+    assert set(json.loads((run / "results.json").read_text())) == {"bbox", "segm"}

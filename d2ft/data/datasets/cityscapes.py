@@ -210,7 +210,7 @@ def _draw_instance_ids(image: Path, polygons: Path) -> "np.ndarray[Any, np.dtype
         raise
     # printError of cityscapesscripts, for a label it does not know, exits the process.
     except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SystemExit,
+        ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, SystemExit,
     ) as error:  # fmt: skip
         raise UserError(f"cannot draw the instances of {polygons}: {error!r}") from error
     return np.asarray(drawn).astype(np.uint16)

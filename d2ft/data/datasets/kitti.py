@@ -111,8 +111,10 @@ def load_kitti_instances(
     frames = _read_split(Path(split_file)) if split_file is not None else _frames_of(labels)
     pairs = [(images / f"{frame}.png", labels / f"{frame}.txt") for frame in frames]
     for file in (file for pair in pairs for file in pair):
-        if not os.path.isfile(file):  # unlike Path's, false for a name that no file can have
-            raise UserError(f"the KITTI file {file} does not exist")
+        # Unlike Path's, false for a name that no file can have.
+        if not os.path.isfile(file):
+            by = f", but {split_file} names its frame" if split_file is not None else ""
+            raise UserError(f"the KITTI file {file} does not exist{by}")
     records = cached_records(
         f"KITTI instances of {root}, split {split_file}, classes {', '.join(thing_classes)}",
         [*(file for pair in pairs for file in pair), *([split_file] if split_file else [])],

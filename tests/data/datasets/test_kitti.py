@@ -108,9 +108,11 @@ def test_split_file_chooses_frames(tmp_path):
     split.write_text("000002\n000002\n")
     with pytest.raises(UserError, match="names 000002 twice"):
         load_kitti_instances(tmp_path, split)
-    split.write_text("000009\n")
-    with pytest.raises(UserError, match=r"000009\.png does not exist"):
-        load_kitti_instances(tmp_path, split)
+    for name in ("000009", "9" * 300):
+        split.write_text(f"{name}\n")
+        message = rf"{name}\.png does not exist, but .*train\.txt names its frame"
+        with pytest.raises(UserError, match=message):
+            load_kitti_instances(tmp_path, split)
 
 
 def test_written_split_is_seeded_and_holds_each_frame_once(tmp_path):
