@@ -13,7 +13,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from d2ft.structures.mask_window import Array, mask_window
+
 RunLengths = dict[str, Any]
 
 
@@ -40,16 +41,6 @@ class RleMasks:
         if isinstance(item, int):
             return decode_mask(self.rles[item])
         return RleMasks([self.rles[i] for i in np.arange(len(self))[item]])
-
-
-def mask_window(mask: Array) -> tuple[slice, slice] | None:
-    """Return the rows and columns (H, W) around all pixels of a bool mask, None without any."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    height = slice(rows[0], rows[-1] + 1)
-    columns = np.flatnonzero(mask[height].any(axis=0))
-    return height, slice(columns[0], columns[-1] + 1)
 
 
 def encode_mask(mask: Array) -> RunLengths:

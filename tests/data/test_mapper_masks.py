@@ -132,7 +132,10 @@ def test_an_image_without_objects_is_detectron2s(record):
     ("segmentation", "message"),
     [
         ({"size": [47, 60], "counts": "0"}, r"a mask of .*a.png has the size \[47, 60\], and its"),
-        ({"size": [47, 61], "counts": "11"}, "a mask of .*a.png has runs of 2 pixels, which do not fill its frame of 61x47"),
+        (
+            {"size": [47, 61], "counts": "11"},
+            "a mask of .*a.png has runs of 2 pixels, which do not fill its frame of 61x47",
+        ),
         ("text", "a mask of .*a.png is a str, neither polygons nor a run-length code"),
     ],
 )
