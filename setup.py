@@ -45,6 +45,7 @@ EXTRAS_REQUIRE = {
         "albumentations==2.0.8",  # further augmentations; later versions are under another licence
         "shapely",  # cuts polygons off at the edge of a crop
     ],
+    "imagecodecs": ["imagecodecs"],  # decodes PNG to the same pixels in less time
     "safetensors": ["safetensors"],  # reads weights in that format
     "hotcoco": ["hotcoco>=1.3,<2"],  # COCO AP with the digits of pycocotools, many times faster
     "scipy": ["scipy"],  # reads WIDER FACE's official lists of easy, medium and hard faces

@@ -60,9 +60,8 @@ def run_lengths(counts: Any) -> "np.ndarray[Any, Any]":
     if isinstance(counts, str) and counts.isascii():
         counts = counts.encode("ascii")
     if not isinstance(counts, bytes):
-        raise ValueError(  # noqa: TRY004, as for any other wrong content
-            "has counts that are neither text nor a list of numbers"
-        )
+        message = "has counts that are neither text nor a list of numbers"
+        raise ValueError(message)  # noqa: TRY004 (the file is wrong, not the caller)
     bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if not bits.size or (bits < 0).any() or (bits > 63).any() or bits[-1] & 32:
         raise ValueError("has counts that are no compressed run lengths")

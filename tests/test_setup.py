@@ -60,7 +60,7 @@ def _third_party_imports(folder):
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("d2ft", ["augmentation", "hotcoco", "safetensors", "scipy"]),
+        ("d2ft", ["augmentation", "hotcoco", "imagecodecs", "safetensors", "scipy"]),
         ("projects", ["detectron2-deps"]),
         ("tools", []),
         ("tests", ["dev"]),

@@ -154,9 +154,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
 
 
 def _add_speed_keys(cfg: CfgNode) -> None:
-    # What resizes training images: "pil", bit by bit as Detectron2, or "torch" in a quarter of the
-    # time. By the same rule, but some pixels are one grey level off, hardly any two: of Cityscapes
-    # frames TODO
+    # What resizes training images: "pil", to the bits of Detectron2, or "torch" in a third of the
+    # time. Both by the same rule; of real Cityscapes frames at heights of 800 to 1024, "torch" had
+    # 0.2 % of the values one grey level off and 4 in 10 million two, of COCO images 0.01 % one.
+    # Test images are always resized by "pil".
     cfg.INPUT.RESIZE_TRAIN = "pil"
     # How many GB (10^9 bytes) of disk decoded training images may take, in the cache folder
     # ($D2FT_CACHE, else ~/.cache/d2ft): they are decoded once and mapped into memory from then on.

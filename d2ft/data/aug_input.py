@@ -22,6 +22,7 @@ class FastAugInput(T.AugInput):
             same rule, with an intermediate result in uint8; PyTorch's weights have fewer bits.
     """
 
+    image: Array
     sem_seg: Array | None
 
     def __init__(self, image: Array, *, sem_seg: Array | None = None, resize: str = "pil") -> None:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2ft.evaluation.masks import Array, mask_window
 from d2ft.labels import CITYSCAPES_INSTANCE_LABELS, CITYSCAPES_LABELS
+from d2ft.structures.mask_window import Array, mask_window
 
 # Not linspace: the official thresholds carry the drift of this sum, e.g. 0.6500000000000001.
 OVERLAPS: Array = np.arange(0.5, 1.0, 0.05)

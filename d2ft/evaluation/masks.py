@@ -13,7 +13,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from d2ft.structures.mask_window import Array, mask_window
+
 RunLengths = dict[str, Any]
 
 
@@ -75,16 +76,6 @@ class PackedRles:
             raise IndexError(index)
         start, end = self._ends[index : index + 2]
         return {"size": list(self.size), "counts": self._text[start:end]}
-
-
-def mask_window(mask: Array) -> tuple[slice, slice] | None:
-    """Return the rows and columns (H, W) around all pixels of a bool mask, None without any."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    height = slice(rows[0], rows[-1] + 1)
-    columns = np.flatnonzero(mask[height].any(axis=0))
-    return height, slice(columns[0], columns[-1] + 1)
 
 
 def run_length_codes(masks: torch.Tensor | RleMasks) -> list[RunLengths]:

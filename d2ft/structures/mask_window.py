@@ -20,6 +20,16 @@ from PIL import Image
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def mask_window(mask: Array) -> tuple[slice, slice] | None:
+    """Return the rows and columns (H, W) around all pixels of a bool mask, None without any."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return None
+    height = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero(mask[height].any(axis=0))
+    return height, slice(columns[0], columns[-1] + 1)
+
+
 @dataclass(frozen=True)
 class MaskWindow:
     """
@@ -114,6 +124,8 @@ class MaskWindow:
 
     def resize(self, image_size: tuple[int, int]) -> "MaskWindow":
         """Resize the frame to (height, width): the window of what Pillow's NEAREST makes of it."""
+        if image_size == self.image_size:
+            return self
         rows, y0 = self._taken(0, self.y0, image_size[0])
         columns, x0 = self._taken(1, self.x0, image_size[1])
         return MaskWindow(self.pixels[rows][:, columns], x0, y0, image_size)._tight()
@@ -125,17 +137,12 @@ class MaskWindow:
         return sources[first:end] - begin, int(first)
 
     def _tight(self) -> "MaskWindow":
-        rows = np.flatnonzero(self.pixels.any(axis=1))
-        if not rows.size:
+        window = mask_window(self.pixels)
+        if window is None:
             return MaskWindow(np.zeros((0, 0), bool), 0, 0, self.image_size)
-        pixels = self.pixels[rows[0] : rows[-1] + 1]
-        columns = np.flatnonzero(pixels.any(axis=0))
-        return MaskWindow(
-            pixels[:, columns[0] : columns[-1] + 1],
-            self.x0 + int(columns[0]),
-            self.y0 + int(rows[0]),
-            self.image_size,
-        )
+        rows, columns = window
+        x0, y0 = self.x0 + int(columns.start), self.y0 + int(rows.start)
+        return MaskWindow(self.pixels[window], x0, y0, self.image_size)
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from d2ft.evaluation.masks import RleMasks, decode_mask, encode_mask, mask_window
+from d2ft.evaluation.masks import RleMasks, decode_mask, encode_mask
 from d2ft.rle import check_rle
+from d2ft.structures.mask_window import mask_window
 
 
 def _stock(mask):

@@ -39,7 +39,7 @@ def _assert_window(window, mask):
         assert tight.pixels[:, -1].any()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(mask=MASKS)
 def test_run_lengths_give_what_pycocotools_decodes(mask):
     rle = mask_util.encode(np.asfortranarray(mask.view(np.uint8)))
@@ -66,7 +66,7 @@ def test_flips_are_those_of_the_frame(mask):
     _assert_window(window.flip_vertically(), mask[::-1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(mask=MASKS, new_size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
 def test_resizing_is_detectron2s_of_the_frame(mask, new_size):
     resize = T.ResizeTransform(*mask.shape, *new_size)
@@ -83,7 +83,7 @@ def test_resizing_is_detectron2s_at_the_sizes_of_cityscapes(new_size):
     assert np.array_equal(MaskWindow.of_mask(mask).resize(new_size).full(), resized)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(mask=MASKS, data=st.data())
 def test_crops_and_pads_are_those_of_the_frame(mask, data):
     y0, x0 = (data.draw(st.integers(0, n - 1)) for n in mask.shape)

@@ -47,7 +47,7 @@ def _boxes(number, height, width, rng, kind):
     return torch.from_numpy(boxes.astype(np.float32))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 90),
