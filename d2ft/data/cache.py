@@ -5,6 +5,7 @@ A cache file is JSON with the fingerprint of the files it was made of. It holds 
 dataset dicts and nothing else, and can be deleted at any time.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -121,6 +122,20 @@ def _build(path: Path, key: str, stamp: str, build: Callable[[], Records]) -> Re
     return records
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # While objects are made that all stay, the search for garbage finds none and takes twice as
+    # long as the parser. It also looks at all other objects, so a large file takes over-long.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def _read(path: Path, key: str, stamp: str) -> Records | None:
     try:
         content = json.loads(path.read_bytes())

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -123,3 +124,15 @@ def test_inside_of_the_block_a_set_is_read_once_unless_its_files_change(tmp_path
         forget_loaded()
         assert read()[0] is not read()[0]
     assert read() == [{"text": "22"}]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(source, collects):
+    cached_records("set", [source], _Parser(), version=1)
+    try:
+        if not collects:
+            gc.disable()
+        cached_records("set", [source], _Parser(), version=1)
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
