@@ -136,7 +136,8 @@ class FinetuneStep(SimpleTrainer):
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
             losses = named_losses(self.model(data))
         losses = {name: value * _weight(name, shares) for name, value in losses.items()}
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        total: Any = sum(losses.values())
+        self.grad_scaler.scale(total).backward()
         return {name: value.detach() for name, value in losses.items()}
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
