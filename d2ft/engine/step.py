@@ -136,7 +136,7 @@ class FinetuneStep(SimpleTrainer):
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
             losses = named_losses(self.model(data))
         losses = {name: value * _weight(name, shares) for name, value in losses.items()}
-        total = sum(losses.values(), torch.zeros(()))
+        total: Any = sum(losses.values())
         self.grad_scaler.scale(total).backward()
         return {name: value.detach() for name, value in losses.items()}
 
