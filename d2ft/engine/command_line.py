@@ -24,7 +24,7 @@ from d2ft.engine.run_folder import check_output_dir, run_lock
 from d2ft.engine.setup import default_setup, inference_cfg, leave_process_group, resolve_cfg
 from d2ft.engine.trainer import FinetuneTrainer
 from d2ft.errors import UserError
-from d2ft.preflight import run_preflight
+from d2ft.preflight import already_checked, run_preflight
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,8 @@ def _run_process(
         return trainer.evaluate(cfg, resume=args.resume)
     with run_lock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
         default_setup(cfg, args)
-        training = trainer(cfg, checked=checked)
+        with already_checked(checked):
+            training = trainer(cfg)
         forget_loaded()
         training.resume_or_load(resume=args.resume)
         return training.train()

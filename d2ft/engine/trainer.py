@@ -84,13 +84,12 @@ class FinetuneTrainer(DefaultTrainer):
     _trainer: SimpleTrainer
 
     @loaded_once()
-    def __init__(self, cfg: CfgNode, *, checked: dict[str, Any] | None = None) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         """
         Check and build everything that ``cfg`` describes.
 
         Args:
             cfg: with d2ft's keys, from :func:`d2ft.config.load_cfg` or ``get_cfg``.
-            checked: what the same checks found just before; by default they run here.
 
         Raises:
             UserError: for what the checks before a run find.
@@ -98,7 +97,7 @@ class FinetuneTrainer(DefaultTrainer):
         cfg = resolve_cfg(cfg)
         register_declared_datasets(cfg)
         cfg = resolve_from_data(cfg)
-        self._preflight = checked or check_config_and_data(cfg, world_size=comm.get_world_size())
+        self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
         records = training_records(cfg, say=False)
         samples = epoch_samples(cfg, records)
         self._per_epoch = iterations_per_epoch(samples, cfg.SOLVER.IMS_PER_BATCH)

@@ -1,6 +1,9 @@
 """The checks of a run, in the order in which a mistake would otherwise show."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +18,20 @@ from d2ft.preflight.check_weights import check_weights
 from d2ft.preflight.inspect_dataset import refuse_errors
 
 logger = logging.getLogger(__name__)
+
+
+# What the checks of this run found in the process that started it.
+_FOUND: ContextVar[dict[str, Any] | None] = ContextVar("found", default=None)
+
+
+@contextmanager
+def already_checked(found: dict[str, Any]) -> Iterator[None]:
+    """Inside of the block, :func:`check_config_and_data` returns what it found just before."""
+    token = _FOUND.set(found)
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
 
 
 def check_config_and_data(
@@ -34,6 +51,9 @@ def check_config_and_data(
     Raises:
         UserError: at the first check that fails.
     """
+    found = _FOUND.get()
+    if found is not None:
+        return found
     # An evaluation shares out no batch.
     check_cfg(cfg, 1 if eval_only else world_size)
     if not eval_only:
