@@ -46,7 +46,7 @@ SAME = [
     *("SOLVER.BASE_LR", "0.0025"),
     *("SOLVER.MAX_ITER", "100000"),
     *("SOLVER.CHECKPOINT_PERIOD", "100000"),
-    *("INPUT.MIN_SIZE_TRAIN", "(256,)"),
+    *("INPUT.MIN_SIZE_TRAIN", "(256, 256)"),
     *("DATALOADER.NUM_WORKERS", "0"),
     *("LOG_PERIOD", "20"),  # Detectron2's
 ]
