@@ -232,6 +232,7 @@ def _data(folder: Path, *, real: bool, quick: bool) -> Path:
     """Return the ``cityscapes`` folder to measure on, and make it the built-in one."""
     root = PROJECT.parent / "shared" / "data" if real else folder
     if not real:
+        os.environ["D2FT_CACHE"] = str(folder / "cache")
         write_mini_cityscapes(
             root / "cityscapes",
             splits={"train": 4 if quick else 16},
