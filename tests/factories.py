@@ -1,7 +1,9 @@
 """Miniature datasets and models that tests share; the scenes come from d2ft's own generator."""
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -175,3 +177,16 @@ def write_mmengine_file(path: Path, *, weight=None, extra=None, legacy: bool = F
         for name in (*parents, module.__name__):
             del sys.modules[name]
     return path
+
+
+def run_script(path, *arguments, cwd=None):
+    """Run a script of the project as users do, and return the finished process with its output."""
+    python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(path), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": python_path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,32 +1,20 @@
 """The quickstart and the benchmark as users run them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.factories import PROJECT
+from tests.factories import PROJECT, run_script
 
-
-def _run(script, *arguments):
-    python_path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", PROJECT / "tools" / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": python_path},
-        check=False,
-    )
+TOOLS = PROJECT / "tools"
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_quickstart_learns_and_draws(tmp_path):
     run = tmp_path / "run"
-    result = _run("quickstart.py", "OUTPUT_DIR", run)
+    result = run_script(TOOLS / "quickstart.py", "OUTPUT_DIR", run)
     assert result.returncode == 0, result.stdout + result.stderr
     before, after = map(float, re.findall(r"(?:before fine-tuning|after) +([\d.]+)", result.stdout))
     assert before < 1
@@ -40,7 +28,9 @@ def test_the_quickstart_learns_and_draws(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_benchmark_of_the_loader_compares_equal_things(tmp_path):
-    result = _run("benchmark.py", "loader", "--quick", "--json", tmp_path / "measured.json")
+    result = run_script(
+        TOOLS / "benchmark.py", "loader", "--quick", "--json", tmp_path / "measured.json"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     measured = json.loads((tmp_path / "measured.json").read_text())
     names = [row["name"] for row in measured["results"]]
@@ -55,7 +45,7 @@ def test_a_stripped_checkpoint_is_what_fine_tuning_needs(tmp_path):
     source = {"model": tensors, "trainer": {"x": 1}, "d2ft": {"thing_classes": ["cat"]}}
     torch.save(source, tmp_path / "model_final.pth")
     arguments = [tmp_path / "model_final.pth", tmp_path / "weights.pth", "--half"]
-    assert _run("strip_checkpoint.py", *arguments).returncode == 0
+    assert run_script(TOOLS / "strip_checkpoint.py", *arguments).returncode == 0
     stripped = torch.load(tmp_path / "weights.pth", weights_only=True)
     assert set(stripped) == {"model", "d2ft"}
     assert list(stripped["model"]) == ["a.weight"]
