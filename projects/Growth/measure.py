@@ -34,7 +34,7 @@ from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.synthetic import write_mini_cityscapes
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
 from d2ft.evaluation import CityscapesInstanceEvaluator
-from d2ft.evaluation.coco_ap import evaluate_coco, fastest_backend
+from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco, fastest_backend
 from d2ft.evaluation.masks import RleMasks
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
@@ -116,7 +116,9 @@ def coco_ap(folder: Path, images: int) -> Run:
     """Evaluate masks by COCO's rules."""
     del folder
     dataset, results = make_scored_scenes(images, seed=0)
-    return lambda: evaluate_coco(dataset, results, "segm", backend=fastest_backend())
+    return lambda: evaluate_coco(
+        dataset, CocoDetections.from_results(results), "segm", backend=fastest_backend()
+    )
 
 
 # what grows -> its values; part -> what prepares it for a value of them.
