@@ -154,7 +154,9 @@ def _decode(files: Sequence[str], image_format: str) -> Iterator[tuple[str, Arra
     # Decoding releases the GIL, so threads are enough.
     with (
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(files), desc="Decoding images into the cache", unit="image") as progress,
+        tqdm(
+            total=len(files), desc="Decoding images into the cache", unit="image", disable=None
+        ) as progress,
     ):
         for start in range(0, len(files), _IMAGES_IN_MEMORY):
             batch = files[start : start + _IMAGES_IN_MEMORY]

@@ -18,8 +18,8 @@ class SharedList:
     Same as Detectron2's list of pickles, but all processes of a machine map one file of them.
 
     The file lies in the folder of the caches and has no name any more once all processes have
-    mapped it, so it goes with the last of them. Of 500,000 images with ten polygons each a process
-    then needs 4 MB, and without it 4 GB.
+    mapped it, so it goes with the last of them. The list of pickles that it replaces took 177 MiB
+    of each process for 20,000 images with ten polygons each.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:

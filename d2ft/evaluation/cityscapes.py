@@ -11,7 +11,6 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.cityscapes_ap import (
@@ -23,6 +22,7 @@ from d2ft.evaluation.cityscapes_ap import (
     summarize,
 )
 from d2ft.labels import CITYSCAPES_INSTANCE_LABELS
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         logger.warning("%d frames were not predicted and count as empty", len(image_ids))
         return [
             self._match(image_id, None)
-            for image_id in tqdm(
-                sorted(image_ids), desc="Reading missing frames", unit="frame", disable=None
-            )
+            for image_id in open_bar(sorted(image_ids), desc="Reading missing frames", unit="frame")
         ]
 
     def _match(self, image_id: Any, instances: Instances | None) -> MatchTable:

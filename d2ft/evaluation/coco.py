@@ -10,7 +10,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
-from tqdm import tqdm
 
 from d2ft.evaluation.box_predictions import (
     BoxEvaluator,
@@ -27,6 +26,7 @@ from d2ft.evaluation.coco_ap import (
     join_categories,
 )
 from d2ft.evaluation.predictions import category_ids
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,7 @@ class CocoEvaluator(BoxEvaluator):
     ) -> dict[str, float]:
         backend, parts = fastest_backend(), []
         logger.info("%s counts COCO's %s AP", describe_backend(backend), task)
-        with tqdm(
-            total=len(found.classes), desc=f"COCO {task} AP", unit="prediction", disable=None
-        ) as bar:
+        with open_bar(total=len(found.classes), desc=f"COCO {task} AP", unit="prediction") as bar:
             for classes in _chunks(np.bincount(found.classes, minlength=len(self._category_ids))):
                 chosen = found.of(classes, with_masks=task == "segm")
                 parts.append(

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
-from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
@@ -17,6 +16,7 @@ from d2ft.evaluation.kitti_ap import (
     KittiObjects,
     kitti_average_precision,
 )
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class KittiEvaluator(BoxEvaluator):
             for boxes, scores, classes, _ in predictions
         ]
         found: dict[tuple[str, str], tuple[float, float]] = {}
-        for name in tqdm(self._judged, desc="KITTI AP", unit="class", disable=None):
+        for name in open_bar(self._judged, desc="KITTI AP", unit="class"):
             found |= kitti_average_precision(objects, detections, {name: MIN_OVERLAP[name]})
         results = {}
         for at, suffix in enumerate(("", "-R11")):

@@ -6,11 +6,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.build import build_evaluator
 from d2ft.evaluation.prediction_file import PredictionFile
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,6 @@ def evaluate_predictions(
             )
         records = DatasetCatalog.get(dataset_name)
         logger.info("%d predictions for %d images in %s", len(predictions), len(records), path)
-        for record in tqdm(records, desc="Reading predictions", unit="image", disable=None):
+        for record in open_bar(records, desc="Reading predictions", unit="image"):
             evaluator.process([record], [{"instances": predictions.read(record)}])
     return dict(evaluator.evaluate())

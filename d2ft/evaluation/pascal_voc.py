@@ -7,10 +7,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
-from tqdm import trange
 
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class PascalVocEvaluator(BoxEvaluator):
         by_class = np.array(
             [
                 self._class_results(task, index, images)
-                for index in trange(
-                    len(self._classes), desc=f"VOC {task} AP", unit="class", disable=None
+                for index in open_bar(
+                    range(len(self._classes)), desc=f"VOC {task} AP", unit="class"
                 )
             ]
         ).reshape(-1, len(_THRESHOLDS))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from tqdm import tqdm
 
 from d2ft.errors import UserError
 from d2ft.evaluation.box_predictions import BoxEvaluator, ImagePredictions, annotation_boxes
@@ -15,6 +14,7 @@ from d2ft.evaluation.wider_face_ap import (
     stretch_scores,
     wider_face_average_precision,
 )
+from d2ft.progress import open_bar
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +113,11 @@ class WiderFaceEvaluator(BoxEvaluator):
         scores = stretch_scores([found.scores for found in predictions])
         matches = [
             match_faces(found.boxes, stretched, lists.boxes)
-            for found, stretched, lists in tqdm(
+            for found, stretched, lists in open_bar(
                 zip(predictions, scores, faces, strict=True),
                 total=len(faces),
                 desc="WIDER FACE AP",
                 unit="image",
-                disable=None,
             )
         ]
         levels = LEVELS if self._lists is not None else ("all",)

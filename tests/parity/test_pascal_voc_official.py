@@ -13,6 +13,7 @@ import pytest
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 
 from d2ft.evaluation.pascal_voc_ap import average_precision, best_matches, box_overlaps
+from tests.parity.damage import damage_boxes
 
 pytestmark = pytest.mark.parity
 
@@ -50,12 +51,7 @@ def damaged(images, seed, damage):
         invented = generator.integers(0, 200, (generator.integers(0, 4), 4)).astype(float)
         invented[:, 2:] += invented[:, :2] + 5
         detections = np.vstack([detections, invented])
-        if damage == "eroded":
-            detections += [2, 2, -2, -2]
-        if damage == "merged" and len(detections):
-            others = np.roll(detections, 1, axis=0)
-            detections[:, :2] = np.minimum(detections[:, :2], others[:, :2])
-            detections[:, 2:] = np.maximum(detections[:, 2:], others[:, 2:])
+        detections = damage_boxes(detections, damage)
         if damage == "empty":
             detections[:, 2:] = detections[:, :2]
         if damage == "class absent":

@@ -14,6 +14,7 @@ from d2ft.evaluation.wider_face_ap import (
     stretch_scores,
     wider_face_average_precision,
 )
+from tests.parity.damage import damage_boxes
 from tests.parity.wider_face_reference import reference_ap
 
 pytestmark = pytest.mark.parity
@@ -52,12 +53,7 @@ def damaged(faces, seed, damage):
         detections = np.vstack([detections, invented])
         if damage == "one pixel":
             detections[::2, 2:] = detections[::2, :2]
-        if damage == "eroded":
-            detections += [2, 2, -2, -2]
-        if damage == "merged" and len(detections):
-            others = np.roll(detections, 1, axis=0)
-            detections[:, :2] = np.minimum(detections[:, :2], others[:, :2])
-            detections[:, 2:] = np.maximum(detections[:, 2:], others[:, 2:])
+        detections = damage_boxes(detections, damage)
         if damage == "empty":  # the last pixel belongs to a box
             detections[::2, 2:] = detections[::2, :2] - 1
         if damage == "touching borders":
