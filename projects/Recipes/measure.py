@@ -30,12 +30,8 @@ PROJECT = FOLDER.parents[1]
 DATASETS = Path("output/quickstart/datasets")
 TIME_FILE = "cpu_seconds.json"
 
-# Row of the table -> config of this folder, and what the row changes.
-RECIPES: dict[str, tuple[str, list[str]]] = {
-    "finetune_8e": ("finetune_8e.yaml", []),
-    "linear_probe_then_finetune": ("linear_probe_then_finetune.yaml", []),
-    "custom_small": ("custom_small.yaml", []),
-}
+# Configs of this folder, and rows of the table.
+RECIPES = ("finetune_8e", "linear_probe_then_finetune", "custom_small")
 # The same for all: eight epochs, two evaluations, nothing that ends a run early.
 BUDGET = [
     *("SOLVER.EPOCHS", "8"),
@@ -48,10 +44,9 @@ BUDGET = [
 
 def train(recipe: str, seed: int, output: Path, extra: list[str]) -> None:
     """Do a run in a process of its own, on one thread, and keep the time it took."""
-    config, changes = RECIPES[recipe]
     command = [
-        *(sys.executable, PROJECT / "tools/train_net.py", "--config-file", FOLDER / config),
-        *(*BUDGET, *changes, *extra, "SEED", str(seed), "OUTPUT_DIR", output),
+        *(sys.executable, PROJECT / "tools/train_net.py", "--config-file"),
+        *(FOLDER / f"{recipe}.yaml", *BUDGET, *extra, "SEED", str(seed), "OUTPUT_DIR", output),
     ]
     shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -96,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("output/recipes"))
     parser.add_argument("opts", nargs="*", help="KEY VALUE overrides for all runs")
