@@ -207,7 +207,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Say nothing: the report has said it already, with what it means."""
 
-    def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
+    def save(self, name: str, *, tag: bool = True, with_state: bool = True, **extra: Any) -> None:
         """
         Same as in the base class, but atomic, and with plain data only.
 
@@ -215,6 +215,7 @@ class FinetuneCheckpointer(DetectionCheckpointer):
             name: of the file, without ``.pth``.
             tag: ``--resume`` goes on from this file. ``model_best`` never is the one: it may be
                 far older than the last checkpoint of the training sequence.
+            with_state: keep the state of the trainer as well, which a file to resume from needs.
             extra: entries of the file, made of tensors, str, int, float, bool, None, list, tuple
                 and dict. NumPy scalars and subclasses of the containers are made plain.
 
@@ -228,7 +229,8 @@ class FinetuneCheckpointer(DetectionCheckpointer):
         model = self.model.state_dict()
         for key in model:
             model[key] = make_plain(model[key], f"model.{key}")
-        entries = {key: obj.state_dict() for key, obj in self.checkpointables.items()} | extra
+        kept = self.checkpointables if with_state else {}
+        entries = {key: obj.state_dict() for key, obj in kept.items()} | extra
         entries[METADATA_KEY] = {
             **self.metadata,
             "format": METADATA_FORMAT,

@@ -1,13 +1,14 @@
 """Dataset dicts that the processes of a machine hold once, not once each."""
 
+import mmap
 import os
 import pickle
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from multiprocessing.reduction import DupFd
+from typing import IO, Any
 
 import numpy as np
-import torch
 from detectron2.utils import comm
 
 from d2ft.data.cache import cache_dir
@@ -42,11 +43,22 @@ class SharedList:
         path, failed, self._ends = gathered[comm.get_rank() - comm.get_local_rank()]
         if failed:
             raise OSError(f"the training records cannot be shared by the processes: {failed}")
-        size = int(self._ends[-1])
-        self._bytes = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+        self._map(open(path, "r+b"))  # noqa: SIM115, it stays open
         comm.synchronize()
         if comm.get_local_rank() == 0:
             os.unlink(path)
+
+    def _map(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker gets the open file: its name is gone by then.
+        return {"ends": self._ends, "file": DupFd(self._file.fileno())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._ends = state["ends"]
+        self._map(os.fdopen(state["file"].detach(), "r+b"))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -54,7 +66,7 @@ class SharedList:
     def __getitem__(self, index: int) -> dict[str, Any]:
         start = int(self._ends[index - 1]) if index else 0
         item = self._bytes[start : int(self._ends[index])]
-        record: dict[str, Any] = pickle.loads(item.numpy().data)  # noqa: S301 - our own
+        record: dict[str, Any] = pickle.loads(item.data)  # noqa: S301 - our own
         return record
 
 

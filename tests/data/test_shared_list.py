@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from detectron2.engine import launch
@@ -16,6 +18,21 @@ def test_it_holds_the_records_and_leaves_no_file():
     assert not list(cache_dir().glob("records_*"))
     shared[0]["annotations"].clear()
     assert shared[0] == RECORDS[0]  # each access is a copy
+
+
+def _read_last(shared, connection):
+    connection.send(shared[len(shared) - 1])
+
+
+def test_a_spawned_worker_reads_it_though_the_file_has_no_name():
+    shared = SharedList(RECORDS)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_read_last, args=(shared, theirs))
+    worker.start()
+    assert ours.poll(60)
+    assert ours.recv() == RECORDS[-1]
+    worker.join()
 
 
 def test_a_full_disk_is_told(monkeypatch, tmp_path):

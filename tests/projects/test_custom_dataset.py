@@ -73,6 +73,7 @@ def test_a_set_registered_in_the_users_script_trains_and_evaluates(balloons, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_it_is_registered_in_two_spawned_processes_with_workers(balloons, tmp_path):
     processes = ["--num-gpus", "2", "--dist-url", "auto"]
     run = _train(balloons, tmp_path, *processes, "DATALOADER.NUM_WORKERS", "4")

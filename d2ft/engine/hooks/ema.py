@@ -89,7 +89,9 @@ class EMAHook(HookBase):
         """Save the averaged model as ``model_ema``, which is no checkpoint to resume from."""
         if self.trainer.iter >= self.trainer.max_iter:
             with self.applied():
-                self.trainer.checkpointer.save("model_ema", tag=False, iteration=self.trainer.iter)
+                self.trainer.checkpointer.save(
+                    "model_ema", tag=False, with_state=False, iteration=self.trainer.iter
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average by parameter name, and the number of updates."""

@@ -44,7 +44,9 @@ def test_hooks_that_watch_leave_the_weights_as_they_are(overrides, tmp_path):
     assert _equal(_load(plain / "model_final.pth")["model"], final["model"])
     assert (watched / "last_checkpoint").read_text() == "model_final.pth"
     average = final["trainer"]["hooks"]["EMAHook"]["average"]
-    saved = _load(watched / "model_ema.pth")["model"]
+    averaged = _load(watched / "model_ema.pth")
+    assert averaged.keys() == {"model", "iteration", "d2ft"}  # nobody resumes from it
+    saved = averaged["model"]
     assert all(torch.equal(saved[name], value) for name, value in average.items())
     compared = json.loads((watched / "comparison.json").read_text())
     assert compared.keys() == {"best", "last", "ema", "ema at best"}
@@ -68,6 +70,19 @@ def test_a_stopped_run_ends_as_a_complete_one_and_resume_says_so(overrides, capl
     before = (run / "model_final.pth").stat().st_mtime_ns
     _train(overrides, *EVERYTHING, *stop, resume=True)
     assert (run / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_a_run_killed_at_its_very_end_saves_the_same_average(overrides):
+    stop = ["FINETUNE.EARLY_STOPPING.PATIENCE", "1", "FINETUNE.EARLY_STOPPING.MIN_GAIN", "1000"]
+    options = [*EVERYTHING, *stop, "LOG_PERIOD", "1"]
+    _, run = _train(overrides, *options)
+    whole = _load(run / "model_ema.pth")
+    for name in ("model_ema.pth", "complete.json", "results.json"):
+        (run / name).unlink()
+    _train(overrides, *options, resume=True)
+    again = _load(run / "model_ema.pth")
+    assert _equal(again.pop("model"), whole.pop("model"))
+    assert again == whole
 
 
 def test_a_resumed_run_has_the_same_average_and_best(overrides):
