@@ -38,7 +38,8 @@ def build_hooks(
     Return the hooks of ``DefaultTrainer`` with those of ``cfg`` where they belong.
 
     What changes state at a step comes before the checkpoint of that step; what uses an evaluation
-    comes after it and before the writers.
+    comes after it and before the writers; what ends the run comes last, so that the metrics of its
+    step are written.
 
     Args:
         cfg: the resolved config.
@@ -63,6 +64,7 @@ def build_hooks(
         *(_evaluation_hooks(cfg, ema, test, model) if cfg.DATASETS.TEST else []),
         *_progress_hooks(iterations_per_epoch),
         *writers,
+        *_stopping_hooks(cfg),
     ]
 
 
@@ -79,7 +81,7 @@ def make_interruptible(
 def _evaluation_hooks(
     cfg: CfgNode, ema: EMAHook | None, test: Test, model: torch.nn.Module
 ) -> list[HookBase]:
-    period, best_of, stopping = cfg.TEST.EVAL_PERIOD, cfg.FINETUNE.BEST, cfg.FINETUNE.EARLY_STOPPING
+    period, best_of = cfg.TEST.EVAL_PERIOD, cfg.FINETUNE.BEST
     built: list[HookBase] = []
     if cfg.TEST.VALIDATION_LOSS:
         loaders = {name: partial(build_validation_loader, cfg, name) for name in cfg.DATASETS.TEST}
@@ -91,12 +93,17 @@ def _evaluation_hooks(
     if best_of.METRIC:
         best = BestCheckpointer(period, best_of.METRIC, best_of.MODE, ema)
         built.append(best)
-        if stopping.PATIENCE:
-            rule = {"patience": stopping.PATIENCE, "min_gain": stopping.MIN_GAIN}
-            built.append(EarlyStopping(period, best_of.METRIC, best_of.MODE, **rule))
     if best is not None or ema is not None:
         built.append(Comparison(cfg.OUTPUT_DIR, best))
     return built
+
+
+def _stopping_hooks(cfg: CfgNode) -> list[HookBase]:
+    best_of, stopping = cfg.FINETUNE.BEST, cfg.FINETUNE.EARLY_STOPPING
+    if not (cfg.DATASETS.TEST and best_of.METRIC and stopping.PATIENCE):
+        return []
+    rule = {"patience": stopping.PATIENCE, "min_gain": stopping.MIN_GAIN}
+    return [EarlyStopping(cfg.TEST.EVAL_PERIOD, best_of.METRIC, best_of.MODE, **rule)]
 
 
 def _progress_hooks(iterations_per_epoch: int) -> list[HookBase]:

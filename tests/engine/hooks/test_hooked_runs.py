@@ -10,6 +10,7 @@ from d2ft.config import load_cfg
 from d2ft.engine import FinetuneTrainer
 from d2ft.engine.hooks.validation_loss import build_validation_loader, mean_losses
 from d2ft.errors import UserError
+from tests.engine.runs import metrics_of
 from tests.factories import PROJECT
 
 EVERYTHING = [
@@ -76,13 +77,15 @@ def test_a_run_killed_at_its_very_end_saves_the_same_average(overrides):
     stop = ["FINETUNE.EARLY_STOPPING.PATIENCE", "1", "FINETUNE.EARLY_STOPPING.MIN_GAIN", "1000"]
     options = [*EVERYTHING, *stop, "LOG_PERIOD", "1"]
     _, run = _train(overrides, *options)
-    whole = _load(run / "model_ema.pth")
+    whole, lines = _load(run / "model_ema.pth"), metrics_of(run)
+    assert "segm/AP" in lines[1], "the evaluation that ended the run is in the metrics"
     for name in ("model_ema.pth", "complete.json", "results.json"):
         (run / name).unlink()
     _train(overrides, *options, resume=True)
     again = _load(run / "model_ema.pth")
     assert _equal(again.pop("model"), whole.pop("model"))
     assert again == whole
+    assert metrics_of(run) == lines
 
 
 def test_a_resumed_run_has_the_same_average_and_best(overrides):
