@@ -49,7 +49,9 @@ def _share(folder):
     # What the second process holds itself must not matter: it maps the first one's.
     shared = SharedList(RECORDS if comm.get_rank() == 0 else RECORDS[:1])
     found = [shared[i] for i in range(len(shared))]
-    shared._bytes[0] = 0 if comm.get_rank() == 0 else shared._bytes[0]
+    comm.synchronize()  # both have read
+    if comm.get_rank() == 0:
+        shared._bytes[0] = 0
     comm.synchronize()
     torch.save((found, int(shared._bytes[0])), folder / str(comm.get_rank()))
     leave_process_group()
