@@ -36,7 +36,8 @@ def check_rle(rle: Any, size: tuple[int, int]) -> dict[str, Any]:
     if lengths.dtype.kind != "i" or (lengths < 0).any() or lengths.sum() != total:
         raise ValueError(f"has runs that do not add up to the {total} pixels of its image")
     if isinstance(counts, list):
-        return dict(mask_util.frPyObjects({"size": list(size), "counts": counts}, *size))
+        code = mask_util.frPyObjects({"size": list(size), "counts": counts}, *size)
+        counts = code["counts"].decode("ascii")  # as files have it
     return {"size": list(size), "counts": counts}
 
 

@@ -20,7 +20,7 @@ REAL_DATA = PROJECT.parent / "shared" / "data"
 def _clean_process(tmp_path_factory, monkeypatch, request):
     """Restore what lives as long as the process, so that no test sees another's leavings."""
     datasets, metadata = dict(DatasetCatalog), dict(MetadataCatalog)
-    own = set(catalog._OWN_NAMES)
+    own = dict(catalog._OWN)
     working_directory = os.getcwd()
     cache = tmp_path_factory.getbasetemp() / "d2ft_cache"
     monkeypatch.setenv("D2FT_CACHE", str(cache))
@@ -35,8 +35,8 @@ def _clean_process(tmp_path_factory, monkeypatch, request):
     for live, before in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):
         live.clear()
         live.update(before)
-    catalog._OWN_NAMES.clear()
-    catalog._OWN_NAMES.update(own)
+    catalog._OWN.clear()
+    catalog._OWN.update(own)
 
 
 def _refuse_network(monkeypatch):

@@ -32,14 +32,14 @@ from d2ft.data.loader import (  # noqa: E402
     epoch_samples,
     training_records,
 )
-from d2ft.data.records import check_same_records, describe_records  # noqa: E402
+from d2ft.data.records import check_same_records, describe_columns  # noqa: E402
 
 __all__ = [
     "build_test_loader",
     "build_train_loader",
     "check_same_records",
     "class_names",
-    "describe_records",
+    "describe_columns",
     "epoch_samples",
     "load_cityscapes_instances",
     "load_coco_instances",

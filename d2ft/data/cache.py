@@ -1,13 +1,13 @@
 """
 Keep parsed datasets on disk, so that each is parsed once and not once per process and run.
 
-A cache file is JSON with the fingerprint of the files it was made of. It holds Detectron2's
-dataset dicts and nothing else, and can be deleted at any time.
+A cache file has the fingerprint of the files it was made of. It holds Detectron2's dataset dicts
+and what its loader found out about them, nothing else, and can be deleted at any time.
 """
 
+import functools
 import gc
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +16,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from detectron2.structures import BoxMode
 from filelock import FileLock
 
+from d2ft.data.record_store import RecordFile, StoredRecords, write_record_file
 from d2ft.errors import UserError
 from d2ft.files import atomic_write, fingerprint
 
@@ -72,6 +72,12 @@ def forget_loaded() -> None:
     _LOADED.set(None)
 
 
+@functools.cache
+def warn_once(own_logger: logging.Logger, message: str, *args: object) -> None:
+    """Log a warning; a run that loads a dataset several times shows it once."""
+    own_logger.warning(message, *args)
+
+
 def cached_records(
     key: str,
     files: Iterable[str | os.PathLike[str]],
@@ -82,44 +88,68 @@ def cached_records(
     """
     Return what ``build()`` returns, from the cache if none of the files has changed since.
 
-    Of several processes on a node that ask for the same key one builds while the others wait for
-    it. An unreadable or stale cache file is rebuilt.
-
     Args:
         key: identifies the dataset, e.g. the loader's name and its folders.
         files: every file that ``build`` reads; paths, sizes and times make the fingerprint.
         build: parses the files into dataset dicts that JSON can hold.
         version: of the parser; raise it when its result changes.
+    """
+    return list_once(open_cached(key, files, lambda: (build(), {}), version=version))
 
-    Returns:
-        Dataset dicts; ``bbox_mode`` of annotations is :class:`BoxMode`, as Detectron2 has it.
+
+def open_cached(
+    key: str,
+    files: Iterable[str | os.PathLike[str]],
+    build: Callable[[], tuple[Records, dict[str, Any]]],
+    *,
+    version: int,
+) -> StoredRecords:
+    """
+    Same as :func:`cached_records`, but the dicts are read when they are asked for.
+
+    Of several processes on a node that ask for the same key one builds while the others wait for
+    it. An unreadable or stale cache file is rebuilt.
+
+    Args:
+        key: as there, and so on.
+        files: likewise.
+        build: returns the dicts, and what else is to be kept: "facts" of ``about`` of the result.
+        version: likewise.
     """
     folder = cache_dir() / "datasets"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.records"
     stamp = f"{version}:{fingerprint(files)}"
+    stored = _read(path, key, stamp)
+    return _build(path, key, stamp, build) if stored is None else stored
+
+
+def list_once(stored: StoredRecords) -> Records:
+    """Return the dicts of what :func:`open_cached` opened as a list; see :func:`loaded_once`."""
     loaded = _LOADED.get()
+    key, stamp = stored.about["key"], stored.about["fingerprint"]
     if loaded is not None and loaded.get(key, ("",))[0] == stamp:
         return list(loaded[key][1])
-    records = _read(path, key, stamp)
-    if records is None:
-        records = _build(path, key, stamp, build)
-    records = _restore_box_modes(records)
+    with _collector_paused():
+        records = list(stored)
     if loaded is not None:
         loaded[key] = stamp, list(records)
     return records
 
 
-def _build(path: Path, key: str, stamp: str, build: Callable[[], Records]) -> Records:
+def _build(
+    path: Path, key: str, stamp: str, build: Callable[[], tuple[Records, dict[str, Any]]]
+) -> StoredRecords:
     with FileLock(f"{path}.lock"):
-        records = _read(path, key, stamp)  # another process may have built it meanwhile
-        if records is None:
-            records = build()
-            with atomic_write(path) as file:
-                # One call into the C encoder: json.dump would iterate in Python.
-                file.write(json.dumps({"key": key, "fingerprint": stamp, "records": records}))
+        stored = _read(path, key, stamp)  # another process may have built it meanwhile
+        if stored is None:
+            records, facts = build()
+            with atomic_write(path, "wb") as file:
+                about = {"key": key, "fingerprint": stamp, "facts": facts}
+                write_record_file(file, records, about)
             logger.info("Parsed %s once; kept in %s", key, path)
-    return records
+            stored = StoredRecords([RecordFile(path)])
+    return stored
 
 
 @contextmanager
@@ -135,13 +165,12 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
-def _read(path: Path, key: str, stamp: str) -> Records | None:
+def _read(path: Path, key: str, stamp: str) -> StoredRecords | None:
     try:
-        content = json.loads(path.read_bytes())
-        if content["key"] != key:
-            raise KeyError(f"it belongs to {content['key']}")
-        found, records = content["fingerprint"], content["records"]
+        file = RecordFile(path)
+        if file.about["key"] != key:
+            raise KeyError(f"it belongs to {file.about['key']}")
+        found = file.about["fingerprint"]
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -155,13 +184,4 @@ def _read(path: Path, key: str, stamp: str) -> Records | None:
     if found != stamp:
         logger.info("The files of %s have changed: parsing them again", key)
         return None
-    return list(records)
-
-
-def _restore_box_modes(records: Records) -> Records:
-    # JSON keeps the IntEnum as a number. Its members from a table take a fifth of the time.
-    modes = {mode.value: mode for mode in BoxMode}
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            annotation["bbox_mode"] = modes[annotation["bbox_mode"]]
-    return records
+    return StoredRecords([file])

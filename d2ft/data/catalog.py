@@ -16,9 +16,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from d2ft.errors import UserError
 
 DatasetDicts = list[dict[str, Any]]
+_Loader = Callable[[], DatasetDicts]
+_OpenIndex = Callable[[], Sequence[dict[str, Any]]]
 
-# Names that this module registered, so that it replaces its own entries and nobody else's.
-_OWN_NAMES: set[str] = set()
+# What this module registered, so that it replaces its own entries and nobody else's: name -> loader
+# and what opens the same records without reading them, if there is such a function.
+_OWN: dict[str, tuple[_Loader, _OpenIndex | None]] = {}
 
 # Sets that Detectron2 registers on import but that d2ft loads itself, because Detectron2's main
 # cannot load them outside Meta: https://github.com/facebookresearch/detectron2/issues/5436
@@ -30,8 +33,9 @@ _DETECTRON2_NAMES = {
 
 def register_instances(
     name: str,
-    loader: Callable[[], DatasetDicts],
+    loader: _Loader,
     *,
+    open_index: _OpenIndex | None = None,
     thing_classes: Sequence[str] | None,
     evaluator_type: str = "coco",
     **metadata: Any,
@@ -43,6 +47,8 @@ def register_instances(
         name: a name that Detectron2 does not own; it goes into DATASETS.TRAIN or DATASETS.TEST.
         loader: returns Detectron2's standard dataset dicts, the same on every call. It runs when
             the data is needed, not here.
+        open_index: returns the same dicts as a sequence that reads each when it is asked for, for
+            sets whose list takes long to make; see :func:`open_records`.
         thing_classes: class names; ``category_id`` is the index into them. None if ``loader``
             finds them in the files and calls :func:`add_metadata`.
         evaluator_type: key of ``EVALUATOR_REGISTRY``; "coco" is box and mask AP.
@@ -56,7 +62,7 @@ def register_instances(
         raise UserError(f"a dataset name is a string that is not empty, got {name!r}")
     if thing_classes is not None:
         metadata["thing_classes"] = _checked_classes(name, thing_classes)
-    if name in DatasetCatalog and name not in _OWN_NAMES:
+    if name in DatasetCatalog and name not in _OWN:
         raise UserError(
             f"the dataset name {name!r} is already registered by Detectron2 or another package; "
             "choose a name of your own"
@@ -64,7 +70,7 @@ def register_instances(
     unregister(name)
     DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(evaluator_type=evaluator_type, **metadata)
-    _OWN_NAMES.add(name)
+    _OWN[name] = loader, open_index
 
 
 def add_metadata(name: str, *, thing_classes: Sequence[str], **metadata: Any) -> None:
@@ -96,10 +102,28 @@ def _checked_classes(name: str, thing_classes: Sequence[str]) -> list[str]:
 
 def unregister(name: str) -> None:
     """Remove a dataset that :func:`register_instances` registered; unknown names are ignored."""
-    if name in _OWN_NAMES:
-        _OWN_NAMES.discard(name)
+    if name in _OWN:
+        del _OWN[name]
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def open_records(name: str) -> Sequence[dict[str, Any]]:
+    """
+    Return the dataset dicts of a dataset, not to be changed.
+
+    A dataset with an index is opened, whatever its size, and each dict is read when it is asked
+    for; of another it is the list of ``DatasetCatalog.get``.
+
+    Raises:
+        KeyError: if it is not registered.
+    """
+    loader, open_index = _OWN.get(name, (None, None))
+    # Somebody may have put another loader in the place of ours.
+    if open_index is not None and DatasetCatalog[name] is loader:
+        return open_index()
+    records: DatasetDicts = DatasetCatalog.get(name)
+    return records
 
 
 def require_registered(name: str) -> None:
@@ -121,7 +145,7 @@ def require_registered(name: str) -> None:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
         f"dataset {name!r} is not registered.{hint} Registered with d2ft are: "
-        f"{', '.join(sorted(_OWN_NAMES)) or 'none'}. In every process, sets of your own have to be "
+        f"{', '.join(sorted(_OWN)) or 'none'}. In every process, sets of your own have to be "
         "registered with d2ft.data.register_instances, and the built-in ones with "
         "d2ft.data.register_builtin_datasets"
     )
@@ -138,7 +162,7 @@ def class_names(name: str) -> tuple[str, ...]:
     names = MetadataCatalog.get(name).get("thing_classes")
     if names is None:
         # COCO-like loaders write the class names when the annotations are first read.
-        DatasetCatalog.get(name)
+        open_records(name)
         names = MetadataCatalog.get(name).get("thing_classes")
     if names is None:
         raise UserError(

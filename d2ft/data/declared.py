@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from d2ft.config import get_value, set_value, who_set
-from d2ft.data.catalog import class_names
+from d2ft.data.catalog import class_names, open_records
+from d2ft.data.columns import BITMAP
 from d2ft.data.custom import register_custom_datasets
 from d2ft.data.derived import register_derived_datasets, with_sources
+from d2ft.data.record_store import columns_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +73,14 @@ def resolve_from_data(cfg: CfgNode, *, eval_only: bool = False) -> CfgNode:
         _follow(cfg, key, len(classes), names, f"its classes are {shown}")
     if cfg.MODEL.MASK_ON:
         # Crowd says nothing: COCO stores it as bitmaps among polygons, boxes alone may have it too.
-        masks = [
-            annotation.get("segmentation")
-            for name in names
-            for record in DatasetCatalog.get(name)
-            for annotation in record.get("annotations", ())
-            if not annotation.get("iscrowd", 0)
-        ]
-        if masks and not any(masks):
+        columns = [columns_of(open_records(name)) for name in names]
+        kinds = np.concatenate([c.mask_kind[~c.is_crowd] for c in columns])
+        if len(kinds) and not kinds.any():
             _follow(cfg, "MODEL.MASK_ON", False, names, "none of its annotations has a mask")
-        elif masks:
-            bitmaps = sum(isinstance(mask, dict) for mask in masks)
+        elif len(kinds):
+            bitmaps = int((kinds == BITMAP).sum())
             mask_format = "bitmask" if bitmaps else "polygon"
-            reason = f"{bitmaps} of {len(masks)} masks are bitmaps"
+            reason = f"{bitmaps} of {len(kinds)} masks are bitmaps"
             _follow(cfg, "INPUT.MASK_FORMAT", mask_format, names, reason)
     if was_frozen:
         cfg.freeze()

@@ -6,32 +6,39 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from d2ft.data.columns import RecordColumns
 from d2ft.errors import UserError
 
-# Masks and keypoints are most of the bytes, and do not change without their boxes.
-_LEFT_OUT = ("segmentation", "keypoints")
 
-
-def describe_records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def describe_columns(columns: RecordColumns) -> dict[str, Any]:
     """
-    Return ``{"images", "annotations", "sha256"}`` of dataset dicts.
+    Return ``{"images", "annotations", "columns_sha256"}`` of dataset dicts.
 
     The hash is of the order of the images, their names relative to the folder they share, their
-    sizes, and the annotations without masks and keypoints. So data may move to another place.
+    sizes, and the boxes and classes of the annotations: masks and keypoints are most of the bytes,
+    and do not change without their boxes. So data may move to another place.
     """
-    folder = os.path.commonpath([os.path.dirname(record["file_name"]) for record in records])
-    digest = hashlib.sha256()
-    annotations = 0
-    for record in records:
-        kept = [
-            {key: value for key, value in annotation.items() if key not in _LEFT_OUT}
-            for annotation in record.get("annotations", ())
-        ]
-        annotations += len(kept)
-        name = os.path.relpath(record["file_name"], folder)
-        row = [name, record.get("width"), record.get("height"), kept]
-        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
-    return {"images": len(records), "annotations": annotations, "sha256": digest.hexdigest()}
+    folder = os.path.commonpath([os.path.dirname(name) for name in columns.file_names])
+    names = [
+        # Cutting is 20 times as fast, and the same where the path is written plainly.
+        name[len(folder) + 1 :] if name.startswith(f"{folder}/") else os.path.relpath(name, folder)
+        for name in columns.file_names
+    ]
+    digest = hashlib.sha256(json.dumps(names).encode())
+    for values in (
+        columns.sizes,
+        columns.boxes,
+        columns.categories,
+        columns.image_of,
+        columns.is_crowd,
+        columns.is_ignored,
+    ):
+        digest.update(values.tobytes())
+    return {
+        "images": len(columns.file_names),
+        "annotations": len(columns.boxes),
+        "columns_sha256": digest.hexdigest(),
+    }
 
 
 def check_same_records(
@@ -48,7 +55,8 @@ def check_same_records(
     Raises:
         UserError: if they differ.
     """
-    if saved in (None, now):
+    # A checkpoint of an older version has another hash, which says nothing here.
+    if saved is None or all(saved[key] == now[key] for key in saved.keys() & now.keys()):
         return
     counts = ("images", "annotations")
     changes = [

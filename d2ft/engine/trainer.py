@@ -24,7 +24,7 @@ from d2ft.data import (
     build_train_loader,
     check_same_records,
     class_names,
-    describe_records,
+    describe_columns,
     epoch_samples,
     register_declared_datasets,
     resolve_from_data,
@@ -32,6 +32,7 @@ from d2ft.data import (
 )
 from d2ft.data.bad_images import BadImages
 from d2ft.data.cache import loaded_once
+from d2ft.data.record_store import columns_of
 from d2ft.data.stream import SampleStream, seed_generators
 from d2ft.engine.hooks.build import build_hooks, make_interruptible
 from d2ft.engine.interrupt import Interruption
@@ -98,13 +99,13 @@ class FinetuneTrainer(DefaultTrainer):
         register_declared_datasets(cfg)
         cfg = resolve_from_data(cfg)
         self._preflight = check_config_and_data(cfg, world_size=comm.get_world_size())
-        records = training_records(cfg, say=False)
-        samples = epoch_samples(cfg, records)
+        columns = columns_of(training_records(cfg, say=False))
+        samples = epoch_samples(cfg, columns)
         self._per_epoch = iterations_per_epoch(samples, cfg.SOLVER.IMS_PER_BATCH)
         cfg = resolve_schedule(cfg, samples)
-        images = len({record["file_name"] for record in records})
+        images = len(set(columns.file_names))
         self._preflight["schedule"] = describe_schedule(cfg, num_images=images, num_samples=samples)
-        self._data = describe_records(records)
+        self._data = describe_columns(columns)
         if not logging.getLogger("d2ft").isEnabledFor(logging.INFO):
             setup_logger(distributed_rank=comm.get_rank(), name="d2ft")
         self.seed: int = cfg.SEED

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from d2ft.config import get_value, who_set
-from d2ft.data.catalog import class_names, require_registered
+from d2ft.data.catalog import class_names, open_records, require_registered
+from d2ft.data.columns import BITMAP, NO_MASK, RecordColumns
 from d2ft.data.declared import NUM_CLASSES_KEYS
+from d2ft.data.record_store import StoredRecords
 from d2ft.errors import UserError
 from d2ft.evaluation import require_evaluator
-from d2ft.preflight.inspect_dataset import inspect_records
+from d2ft.preflight.inspect_dataset import inspect_columns, read_columns
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]]:
@@ -47,41 +48,42 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool) -> dict[str, dict[str, Any]
     for name in names:
         require_registered(name)
     records = {name: load_records(name) for name in names}
+    columns = {name: read_columns(name, records[name]) for name in names}
     _check_class_names(names)
     _check_num_classes(cfg, names[0])
     for name in test:
         require_evaluator(name)
     for name in names:
-        _check_annotations(cfg, name, records[name], to_learn=name in train)
+        _check_annotations(cfg, name, records[name], columns[name], to_learn=name in train)
     return {
         name: {
             "images": len(records[name]),
-            "instances": sum(len(record.get("annotations", ())) for record in records[name]),
+            "instances": len(columns[name].boxes),
             "classes": list(class_names(name)),
-            "findings": inspect_records(cfg, name, records[name], is_test=name in test),
+            "findings": inspect_columns(cfg, name, columns[name], is_test=name in test),
         }
         for name in names
     }
 
 
-def load_records(name: str) -> list[dict[str, Any]]:
+def load_records(name: str) -> Sequence[dict[str, Any]]:
     """
-    Return the dataset dicts of a dataset.
+    Return the dataset dicts of a dataset, not to be changed.
 
     Raises:
         UserError: if it is not registered, cannot be loaded, is no list or is empty.
     """
     require_registered(name)
     try:
-        records = DatasetCatalog.get(name)
+        records = open_records(name)
     except OSError as error:
         raise UserError(f"dataset {name!r} cannot be loaded: {error}") from error
-    if not isinstance(records, list):
+    if not isinstance(records, (list, StoredRecords)):
         raise UserError(
             f"dataset {name!r} gives a {type(records).__name__} instead of a list of dataset "
             "dicts, which a resumable order needs; register a loader that returns a list"
         )
-    if not records:
+    if not len(records):
         raise UserError(f"dataset {name!r} holds no image")
     return records
 
@@ -117,40 +119,43 @@ def _check_num_classes(cfg: CfgNode, name: str) -> None:
 
 
 def _check_annotations(
-    cfg: CfgNode, name: str, records: list[dict[str, Any]], *, to_learn: bool
+    cfg: CfgNode,
+    name: str,
+    records: Sequence[dict[str, Any]],
+    columns: RecordColumns,
+    *,
+    to_learn: bool,
 ) -> None:
     num_classes = len(class_names(name))
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            problem = _find_problem(cfg, annotation, num_classes, to_learn=to_learn)
-            if problem:
-                raise UserError(
-                    f"dataset {name!r}: {record['file_name']} has an annotation {problem}"
-                )
-    instances = (a for record in records for a in record.get("annotations", ()))
+    bad = (columns.categories < 0) | (columns.categories >= num_classes)
+    if cfg.MODEL.MASK_ON:
+        bad |= columns.mask_kind == NO_MASK
+        if to_learn and cfg.INPUT.MASK_FORMAT == "polygon":
+            bad |= (columns.mask_kind == BITMAP) & ~columns.is_crowd
+    if bad.any():
+        row = int(np.argmax(bad))
+        image = int(columns.image_of[row])
+        record = records[image]
+        annotation = record["annotations"][row - int(np.searchsorted(columns.image_of, image))]
+        raise UserError(
+            f"dataset {name!r}: {record['file_name']} has an annotation "
+            f"{_describe_problem(annotation, num_classes)}"
+        )
     if (
         to_learn
         and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         and "annotations" in records[0]
-        and all(annotation.get("iscrowd", 0) for annotation in instances)
+        and columns.is_crowd.all()
     ):
         raise UserError(
             f"dataset {name!r}: none of its {len(records)} images has an instance to learn from"
         )
 
 
-def _find_problem(
-    cfg: CfgNode, annotation: dict[str, Any], num_classes: int, *, to_learn: bool
-) -> str:
+def _describe_problem(annotation: dict[str, Any], num_classes: int) -> str:
     category = annotation.get("category_id")
     if not isinstance(category, (int, np.integer)) or not 0 <= category < num_classes:
         return f"of category_id {category}, but its classes are numbered 0 to {num_classes - 1}"
-    if not cfg.MODEL.MASK_ON:
-        return ""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
+    if not annotation.get("segmentation"):
         return "without a segmentation: add it, or set MODEL.MASK_ON to False for boxes alone"
-    is_bitmap = isinstance(segmentation, dict) and not annotation.get("iscrowd", 0)
-    if to_learn and is_bitmap and cfg.INPUT.MASK_FORMAT == "polygon":
-        return "whose segmentation is a bitmap: set INPUT.MASK_FORMAT to bitmask"
-    return ""
+    return "whose segmentation is a bitmap: set INPUT.MASK_FORMAT to bitmask"

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.structures import BoxMode
 from tabulate import tabulate
 
 from d2ft.config import get_value
 from d2ft.data.catalog import class_names
+from d2ft.data.columns import RecordColumns
+from d2ft.data.record_store import columns_of
 from d2ft.errors import UserError
 from d2ft.preflight.file_findings import (
     find_bad_files,
@@ -33,10 +34,7 @@ from d2ft.preflight.findings import (
 )
 from d2ft.preflight.image_files import find_absent, group_by_content, look_at_images
 
-Records = list[dict[str, Any]]
-
-# Those that can be in pixels without an angle; the second is the one to convert.
-_BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+Records = Sequence[dict[str, Any]]
 
 LEVELS = ("error", "warning", "note")
 
@@ -47,17 +45,19 @@ _IOU_KEYS = {
 }
 
 
-def inspect_records(cfg: CfgNode, name: str, records: Records, *, is_test: bool) -> list[Finding]:
+def inspect_columns(
+    cfg: CfgNode, name: str, columns: RecordColumns, *, is_test: bool
+) -> list[Finding]:
     """
     Find what is wrong in a dataset without opening an image: what a run can afford to look at.
 
     Args:
         cfg: its image and anchor sizes are compared with the instances.
         name: of the dataset, which is registered.
-        records: its dataset dicts.
+        columns: of its dataset dicts.
         is_test: whether it is evaluated.
     """
-    table = table_of_records(name, records, is_test=is_test)
+    table = _table(name, columns, is_test=is_test)
     absent = {path: find_absent(path) for path in dict.fromkeys(table.file_names)}
     return [
         *find_unreadable(name, {path: why for path, why in absent.items() if why}, len(absent)),
@@ -122,42 +122,34 @@ def table_of_records(name: str, records: Records, *, is_test: bool) -> DatasetTa
     Raises:
         UserError: if a record lacks its file name, or an annotation a box of four numbers.
     """
-    boxes, modes, categories, image_of, is_target = [], [], [], [], []
-    for index, record in enumerate(records):
-        if not isinstance(record.get("file_name"), str):
-            raise UserError(f"dataset {name!r}: record {index} has no file_name")
-        for annotation in record.get("annotations", ()):
-            try:
-                x, y, z, w = map(float, annotation["bbox"])
-                modes.append(_BOX_MODES.index(annotation["bbox_mode"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"dataset {name!r}: {record['file_name']} has an annotation without a bbox of "
-                    f"four numbers in pixels and its bbox_mode ({error!r}): {str(annotation)[:200]}"
-                ) from error
-            boxes.append((x, y, z, w))
-            category = annotation.get("category_id")
-            is_number = isinstance(category, (int, np.integer))
-            categories.append(int(category) if is_number else -1)
-            image_of.append(index)
-            is_target.append(not annotation.get("iscrowd", 0) and not annotation.get("ignore", 0))
-    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    is_xywh = np.array(modes, dtype=bool)
-    corners[is_xywh, 2:] += corners[is_xywh, :2]
-    unknown = float("nan")
-    sizes = [(record.get("height", unknown), record.get("width", unknown)) for record in records]
+    return _table(name, read_columns(name, records), is_test=is_test)
+
+
+def read_columns(name: str, records: Records) -> RecordColumns:
+    """
+    Return the columns of a dataset.
+
+    Raises:
+        UserError: as :func:`d2ft.data.record_store.columns_of`, with the name of the dataset.
+    """
+    try:
+        return columns_of(records)
+    except UserError as error:
+        raise UserError(f"dataset {name!r}: {error}") from error
+
+
+def _table(name: str, columns: RecordColumns, *, is_test: bool) -> DatasetTable:
     return DatasetTable(
         name=name,
         classes=class_names(name),
         is_test=is_test,
-        file_names=[record["file_name"] for record in records],
-        # Images without an id are told apart by their files.
-        image_ids=[record.get("image_id", record["file_name"]) for record in records],
-        sizes=np.array(sizes, dtype=np.float64).reshape(-1, 2),
-        boxes=corners,
-        categories=np.array(categories, dtype=np.int64),
-        image_of=np.array(image_of, dtype=np.int64),
-        is_target=np.array(is_target, dtype=bool),
+        file_names=columns.file_names,
+        image_ids=columns.image_ids,
+        sizes=columns.sizes,
+        boxes=columns.boxes,
+        categories=columns.categories,
+        image_of=columns.image_of,
+        is_target=~(columns.is_crowd | columns.is_ignored),
     )
 
 

@@ -1,12 +1,12 @@
 import gc
-import json
 import os
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from detectron2.structures import BoxMode
 
-from d2ft.data.cache import cache_dir, cached_records, forget_loaded, loaded_once
+from d2ft.data.cache import cache_dir, cached_records, forget_loaded, loaded_once, open_cached
 from d2ft.errors import UserError
 
 
@@ -33,7 +33,7 @@ class _Parser:
 
 
 def _cache_files():
-    return list((cache_dir() / "datasets").glob("*.json"))
+    return list((cache_dir() / "datasets").glob("*.records"))
 
 
 def test_the_second_call_reads_what_the_first_parsed(source):
@@ -68,14 +68,55 @@ def test_a_new_version_of_the_parser_parses_again(source):
     assert parse.calls == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "other"}', "\x00\xff"])
-def test_an_unreadable_cache_is_rebuilt(source, content):
+def _tail(contents):
+    return contents + struct.pack("<Q", len(contents)) + b"d2ftrec1"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\x00\xff" * 100,
+        _tail(b""),
+        _tail(b"[]"),
+        _tail(b'{"about": {"key": "set"}, "sections": {}}'),
+        _tail(b'{"about": [], "sections": {"ends": [0, 0, "<i8"]}}'),
+        _tail(b'{"about": {"key": "other"}, "sections": {"ends": [0, 0, "<i8"]}}'),
+        _tail(b'{"about": {"key": "set"}, "sections": {"ends": [0, 999, "<i8"]}}'),
+        struct.pack("<Q", 2**60) + b"d2ftrec1",
+    ],
+)
+def test_an_unreadable_cache_is_rebuilt(source, content, caplog):
     parse = _Parser()
     cached_records("set", [source], parse, version=1)
     (path,) = _cache_files()
-    path.write_text(content)
+    path.write_bytes(content)
     assert cached_records("set", [source], parse, version=1) == parse()
-    assert json.loads(path.read_text())["key"] == "set"
+    assert "cannot be read" in caplog.text
+    caplog.clear()
+    assert cached_records("set", [source], parse, version=1) == parse()
+    assert not caplog.text
+
+
+def test_a_cache_that_was_cut_off_anywhere_is_rebuilt(source):
+    parse = _Parser()
+    cached_records("set", [source], parse, version=1)
+    (path,) = _cache_files()
+    content = path.read_bytes()
+    for kept in range(0, len(content), 7):
+        path.write_bytes(content[:kept])
+        assert cached_records("set", [source], parse, version=1) == parse()
+
+
+def test_what_the_parser_found_out_is_kept_with_the_records(source):
+    def parse():
+        return [], {"classes": ["a", "é"]}
+
+    for _ in range(2):
+        stored = open_cached("set", [source], parse, version=1)
+        assert stored.about["facts"] == {"classes": ["a", "é"]}
+        assert len(stored) == 0
 
 
 def test_of_several_callers_one_builds_and_the_others_wait(source):
@@ -109,7 +150,7 @@ def test_inside_of_the_block_a_set_is_read_once_unless_its_files_change(tmp_path
     file.write_text("1")
 
     def read():
-        return cached_records("kept", [file], lambda: [{"text": file.read_text()}], version=1)
+        return cached_records("kept", [file], lambda: [{"file_name": file.read_text()}], version=1)
 
     assert read()[0] is not read()[0]
     with loaded_once():
@@ -117,13 +158,13 @@ def test_inside_of_the_block_a_set_is_read_once_unless_its_files_change(tmp_path
         with loaded_once():
             assert read()[0] is first[0]
         first.append({})  # the list is the caller's own
-        assert read() == [{"text": "1"}]
+        assert read() == [{"file_name": "1"}]
         assert read()[0] is first[0]
         file.write_text("22")
-        assert read() == [{"text": "22"}]
+        assert read() == [{"file_name": "22"}]
         forget_loaded()
         assert read()[0] is not read()[0]
-    assert read() == [{"text": "22"}]
+    assert read() == [{"file_name": "22"}]
 
 
 @pytest.mark.parametrize("collects", [True, False])

@@ -10,19 +10,24 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from detectron2.structures import BoxMode
 
+from d2ft.data.cache import list_once, open_cached, warn_once
 from d2ft.data.catalog import add_metadata, register_instances
+from d2ft.data.record_store import StoredRecords
 from d2ft.errors import UserError
 from d2ft.rle import check_rle
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+
+# Raise it when the records change, so that older caches are parsed again.
+_PARSER_VERSION = 1
 
 
 def register_coco_instances(
@@ -42,9 +47,11 @@ def register_coco_instances(
             the classes first reads the whole file. Given, they are compared with the file's.
     """
     json_file, image_root = Path(json_file).absolute(), Path(image_root).absolute()
+    open_index = functools.partial(_open_with_classes, name, json_file, image_root, thing_classes)
     register_instances(
         name,
-        functools.partial(_load_with_classes, name, json_file, image_root, thing_classes),
+        functools.partial(_load_with_classes, open_index),
+        open_index=open_index,
         thing_classes=thing_classes,
         evaluator_type="coco",
         json_file=str(json_file),
@@ -57,6 +64,8 @@ def load_coco_instances(
 ) -> list[Json]:
     """
     Return the images as Detectron2 dataset dicts in order of their ids, also those without objects.
+
+    The result is cached on disk.
 
     Args:
         json_file: images, annotations and categories.
@@ -74,26 +83,58 @@ def load_coco_instances(
             no image or category or has a box, polygon, RLE or keypoints that mean nothing.
     """
     json_file, image_root = Path(json_file).absolute(), Path(image_root).absolute()
-    content = _read(json_file)
-    return _records(content, json_file, image_root, _category_names(content, json_file))
+    return list_once(_open(json_file, image_root))
 
 
-def _load_with_classes(
+def _load_with_classes(open_index: Callable[[], StoredRecords]) -> list[Json]:
+    return list_once(open_index())
+
+
+def _open_with_classes(
     name: str, json_file: Path, image_root: Path, thing_classes: Sequence[str] | None
-) -> list[Json]:
-    content = _read(json_file)
-    names = _category_names(content, json_file)
-    classes = list(names.values())
+) -> StoredRecords:
+    stored = _open(json_file, image_root)
+    # JSON has no numbers for keys.
+    categories: list[tuple[int, str]] = stored.about["facts"]["categories"]
+    classes = [category for _, category in categories]
     # Also the order has to be that of the ids: COCO's evaluation numbers classes by it.
     if thing_classes is not None and list(thing_classes) != classes:
         raise UserError(
             f"dataset {name!r} was registered with the classes {', '.join(thing_classes)}, but "
             f"the categories of {json_file}, in the order of their ids, are {', '.join(classes)}"
         )
-    records = _records(content, json_file, image_root, names)
-    ids = {category_id: index for index, category_id in enumerate(names)}
+    ids = {category_id: index for index, (category_id, _) in enumerate(categories)}
     add_metadata(name, thing_classes=classes, thing_dataset_id_to_contiguous_id=ids)
-    return records
+    return stored
+
+
+def _open(json_file: Path, image_root: Path) -> StoredRecords:
+    if not json_file.is_file():
+        raise UserError(f"the annotations {json_file} cannot be read: there is no such file")
+    if not image_root.is_dir():
+        raise UserError(f"the folder {image_root} with the images of {json_file} does not exist")
+    stored = open_cached(
+        f"COCO instances of {json_file}, images {image_root}",
+        [json_file],
+        lambda: _parse(json_file, image_root),
+        version=_PARSER_VERSION,
+    )
+    if stored.about["facts"]["has_annotation_0"]:
+        warn_once(
+            logger,
+            "%s: an annotation has the id 0, which pycocotools takes for no match, so that a "
+            "detection of this object counts as false; start the ids at 1",
+            json_file,
+        )
+    return stored
+
+
+def _parse(json_file: Path, image_root: Path) -> tuple[list[Json], Json]:
+    content = _read(json_file)
+    names = _category_names(content, json_file)
+    records = _records(content, json_file, image_root, names)
+    has_annotation_0 = any(annotation["id"] == 0 for annotation in content["annotations"])
+    return records, {"categories": list(names.items()), "has_annotation_0": has_annotation_0}
 
 
 def _read(json_file: Path) -> dict[str, list[Json]]:
@@ -150,20 +191,12 @@ def _by_id(rows: list[Json], kind: str, json_file: Path) -> dict[int, Json]:
 def _records(
     content: dict[str, list[Json]], json_file: Path, image_root: Path, names: dict[int, str]
 ) -> list[Json]:
-    if not image_root.is_dir():
-        raise UserError(f"the folder {image_root} with the images of {json_file} does not exist")
     records = {
         image_id: _record(image, image_id, json_file, image_root)
         for image_id, image in _by_id(content["images"], "image", json_file).items()
     }
     index = {category_id: position for position, category_id in enumerate(names)}
     annotations = _by_id(content["annotations"], "annotation", json_file)
-    if 0 in annotations:
-        logger.warning(
-            "%s: an annotation has the id 0, which pycocotools takes for no match, so that a "
-            "detection of this object counts as false; start the ids at 1",
-            json_file,
-        )
     for annotation in content["annotations"]:
         try:
             record = _lookup(records, annotation.get("image_id"), "image")

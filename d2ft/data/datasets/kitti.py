@@ -21,7 +21,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from d2ft.data.cache import cached_records
+from d2ft.data.cache import cached_records, warn_once
 from d2ft.data.catalog import register_instances
 from d2ft.data.datasets.image_size import read_image_size
 from d2ft.errors import UserError
@@ -107,7 +107,7 @@ def load_kitti_instances(
     if split_file is None:
         unlabelled = {path.stem for path in images.glob("*.png")} - set(_frames_of(labels))
         if unlabelled:
-            logger.warning("%s: %d images have no label file; left out", root, len(unlabelled))
+            warn_once(logger, "%s: %d images have no label file; left out", root, len(unlabelled))
     frames = _read_split(Path(split_file)) if split_file is not None else _frames_of(labels)
     pairs = [(images / f"{frame}.png", labels / f"{frame}.txt") for frame in frames]
     for file in (file for pair in pairs for file in pair):
@@ -123,7 +123,8 @@ def load_kitti_instances(
     )
     dropped, clipped = (sum(r[key] for r in records) for key in ("dropped_boxes", "clipped_boxes"))
     if dropped or clipped:
-        logger.warning(
+        warn_once(
+            logger,
             "%s: %d boxes lie outside the image and were dropped, %d were clipped to it",
             root,
             dropped,

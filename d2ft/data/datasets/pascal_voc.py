@@ -21,7 +21,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from d2ft.data.cache import cached_records
+from d2ft.data.cache import cached_records, open_cached, warn_once
 from d2ft.data.catalog import add_metadata, register_instances
 from d2ft.data.datasets.voc_xml import (
     image_size,
@@ -139,8 +139,8 @@ def load_voc_instances(
     )
     dropped = sum(record["dropped_boxes"] for record in records)
     if dropped:
-        logger.warning(
-            "%s: left out %d objects whose box has no width or height", list_file, dropped
+        warn_once(
+            logger, "%s: left out %d objects whose box has no width or height", list_file, dropped
         )
     return records
 
@@ -218,17 +218,17 @@ def _find_classes(root: Path) -> list[str]:
     if not xmls:
         raise UserError(f"{root / 'Annotations'} has no XML file to take class names from")
 
-    def parse() -> list[dict[str, Any]]:
+    def parse() -> tuple[list[dict[str, Any]], dict[str, Any]]:
         found = _in_threads(_class_names_of, xmls, f"Finding the classes of {root}")
-        return [{"thing_classes": sorted(set().union(*found))}]
+        return [], {"thing_classes": sorted(set().union(*found))}
 
-    key = f"VOC classes of {root}"
-    (record,) = cached_records(key, xmls, parse, version=_PARSER_VERSION)
-    if not record["thing_classes"]:
+    found = open_cached(f"VOC classes of {root}", xmls, parse, version=_PARSER_VERSION)
+    names: list[str] = found.about["facts"]["thing_classes"]
+    if not names:
         raise UserError(
             f"the XML files of {root / 'Annotations'} have no object to take a class from"
         )
-    return list(record["thing_classes"])
+    return names
 
 
 def _class_names_of(xml: Path) -> set[str]:

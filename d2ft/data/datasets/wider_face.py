@@ -18,7 +18,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from d2ft.data.cache import cached_records
+from d2ft.data.cache import cached_records, warn_once
 from d2ft.data.catalog import register_instances
 from d2ft.data.datasets.image_size import read_image_size
 from d2ft.data.datasets.voc_xml import object_flag, read_xml
@@ -53,7 +53,9 @@ def register_wider_face_instances(
         ground_truth_dir: folder of the official lists of easy, medium and hard faces of the
             validation set (``wider_easy_val.mat`` ...); without it there is one AP over all faces.
     """
-    lists = {} if ground_truth_dir is None else {"ground_truth_dir": str(ground_truth_dir)}
+    lists: dict[str, Any] = (
+        {} if ground_truth_dir is None else {"ground_truth_dir": str(ground_truth_dir)}
+    )
     image_dir, annotations = Path(image_dir).absolute(), Path(annotations).absolute()
     register_instances(
         name,
@@ -125,7 +127,8 @@ def load_wider_face_instances(
     )
     dropped, clipped = (sum(r[key] for r in records) for key in ("dropped_boxes", "clipped_boxes"))
     if dropped or clipped:
-        logger.warning(
+        warn_once(
+            logger,
             "%s: %d boxes have no area in the image and were dropped, %d were clipped to it",
             annotations,
             dropped,

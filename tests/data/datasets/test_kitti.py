@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2ft.data import load_kitti_instances, write_kitti_split
+from d2ft.data.cache import warn_once
 from d2ft.data.datasets.kitti import KITTI_CLASSES, KITTI_RAW_CLASSES
 from d2ft.errors import UserError
 
@@ -74,6 +75,7 @@ def test_clipped_and_dropped_boxes_are_counted_on_cached_loads_too(tmp_path, cap
     _write(tmp_path, {"000000": text})
     for _ in range(2):
         caplog.clear()
+        warn_once.cache_clear()  # as in another process
         with caplog.at_level(logging.WARNING):
             (record,) = load_kitti_instances(tmp_path)
         assert "1 boxes lie outside the image and were dropped, 1 were clipped" in caplog.text
