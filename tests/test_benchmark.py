@@ -9,7 +9,7 @@ from tests.factories import PROJECT, run_script
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 
-@pytest.mark.parametrize("task", ["mapper", "train", "inference", "startup"])
+@pytest.mark.parametrize("task", ["mapper", "train", "inference", "startup", "index"])
 def test_a_task_compares_equal_things(task, tmp_path):
     measured = tmp_path / "measured.json"
     tool = PROJECT / "tools/benchmark.py"

@@ -8,6 +8,7 @@ Measure d2ft against the stock way, both in one run and on the same data.
     python tools/benchmark.py train             # a step of Mask R-CNN R50-FPN on the CPU
     python tools/benchmark.py inference         # an image, through the model into run lengths
     python tools/benchmark.py startup           # from the start of a process to its first batch
+    python tools/benchmark.py index             # opening a set of 500,000 images
     python tools/benchmark.py loader --quick    # a minute at most, for a look
     python tools/benchmark.py loader --real     # on ../shared/data instead of generated frames
 
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from benchmark_datasets import benchmark_datasets
 from benchmark_evaluators import benchmark_evaluators
+from benchmark_index import benchmark_index
 from benchmark_inference import benchmark_inference
 from benchmark_mapper import benchmark_mapper
 from benchmark_startup import benchmark_startup
@@ -201,6 +203,7 @@ TASKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "train": _task(benchmark_train),
     "inference": _task(benchmark_inference),
     "startup": _task(benchmark_startup),
+    "index": _task(benchmark_index),
 }
 
 
