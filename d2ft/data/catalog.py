@@ -13,11 +13,12 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2ft.data.record_store import StoredRecords
 from d2ft.errors import UserError
 
 DatasetDicts = list[dict[str, Any]]
 _Loader = Callable[[], DatasetDicts]
-_OpenIndex = Callable[[], Sequence[dict[str, Any]]]
+_OpenIndex = Callable[[], StoredRecords]
 
 # What this module registered, so that it replaces its own entries and nobody else's: name -> loader
 # and what opens the same records without reading them, if there is such a function.
@@ -47,8 +48,7 @@ def register_instances(
         name: a name that Detectron2 does not own; it goes into DATASETS.TRAIN or DATASETS.TEST.
         loader: returns Detectron2's standard dataset dicts, the same on every call. It runs when
             the data is needed, not here.
-        open_index: returns the same dicts as a sequence that reads each when it is asked for, for
-            sets whose list takes long to make; see :func:`open_records`.
+        open_index: opens the same dicts without reading them, for sets of any size.
         thing_classes: class names; ``category_id`` is the index into them. None if ``loader``
             finds them in the files and calls :func:`add_metadata`.
         evaluator_type: key of ``EVALUATOR_REGISTRY``; "coco" is box and mask AP.
@@ -110,20 +110,25 @@ def unregister(name: str) -> None:
 
 def open_records(name: str) -> Sequence[dict[str, Any]]:
     """
-    Return the dataset dicts of a dataset, not to be changed.
-
-    A dataset with an index is opened, whatever its size, and each dict is read when it is asked
-    for; of another it is the list of ``DatasetCatalog.get``.
+    Return the dataset dicts of a dataset, not to be changed: its index, else a list.
 
     Raises:
         KeyError: if it is not registered.
     """
-    loader, open_index = _OWN.get(name, (None, None))
+    stored = open_index(name)
+    return DatasetCatalog.get(name) if stored is None else stored
+
+
+def open_index(name: str) -> StoredRecords | None:
+    """
+    Return the index of a dataset, which reads each dict when it is asked for; None without one.
+
+    Raises:
+        KeyError: if the dataset is not registered.
+    """
+    loader, opener = _OWN.get(name, (None, None))
     # Somebody may have put another loader in the place of ours.
-    if open_index is not None and DatasetCatalog[name] is loader:
-        return open_index()
-    records: DatasetDicts = DatasetCatalog.get(name)
-    return records
+    return opener() if opener is not None and DatasetCatalog[name] is loader else None
 
 
 def require_registered(name: str) -> None:

@@ -28,7 +28,7 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Sampler
 
 from d2ft.data.bad_images import BadImages
-from d2ft.data.catalog import class_names, open_records
+from d2ft.data.catalog import class_names, open_index
 from d2ft.data.columns import RecordColumns
 from d2ft.data.image_cache import build_image_cache
 from d2ft.data.mapper import FinetuneDatasetMapper
@@ -58,8 +58,7 @@ def training_records(cfg: CfgNode, *, say: bool = True) -> Sequence[dict[str, An
     names = list(cfg.DATASETS.TRAIN)
     # Keypoints and proposals are in no index.
     if not (cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS):
-        parts = [open_records(name) for name in names]
-        stored = [part for part in parts if isinstance(part, StoredRecords)]
+        stored = [index for index in map(open_index, names) if index is not None]
         if stored and len(stored) == len(names):
             return _filter_stored(cfg, names, StoredRecords.join(stored), say=say)
     records: list[dict[str, Any]] = get_detection_dataset_dicts(
@@ -94,8 +93,11 @@ def _filter_stored(
         check_metadata_consistency("thing_classes", names)
         classes = class_names(names[0])
         counts = np.bincount(columns.categories[~columns.is_crowd], minlength=len(classes))
-        rows = [*zip(classes, counts.tolist(), strict=True), ("total", int(counts.sum()))]
-        logger.info("Instances by class:\n%s", tabulate(rows, headers=["class", "instances"]))
+        cells = [c for row in zip(classes, counts, strict=True) for c in row]
+        cells += ["total", counts.sum()]
+        rows = [cells[start : start + 6] for start in range(0, len(cells), 6)]
+        table = tabulate(rows, headers=["class", "instances"] * min(3, len(classes) + 1))
+        logger.info("Instances by class:\n%s", table)
     return records
 
 

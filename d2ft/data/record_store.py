@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from multiprocessing.reduction import DupFd
@@ -81,6 +82,7 @@ class RecordFile:
 
     def _map(self, file: IO[bytes]) -> None:
         self._file = file
+        weakref.finalize(self, file.close)
         size = os.fstat(file.fileno()).st_size
         if size < _TAIL.size:
             raise ValueError(f"it has {size} bytes")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 
 from d2ft.config import load_cfg
 from d2ft.data import (
@@ -33,13 +34,14 @@ from d2ft.data import (
 from d2ft.data.mapper import FinetuneDatasetMapper
 from d2ft.data.synthetic import write_mini_cityscapes
 from d2ft.data.synthetic.scored_scenes import make_scored_scenes
+from d2ft.engine import FinetuneTrainer
 from d2ft.evaluation import CityscapesInstanceEvaluator
 from d2ft.evaluation.coco_ap import CocoDetections, evaluate_coco, fastest_backend
 from d2ft.evaluation.masks import RleMasks
 from d2ft.files import atomic_write
 from d2ft.preflight import check_config_and_data
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "cityscapes_ft.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAME = "growth"
 Run = Callable[[], Any]
 
@@ -96,6 +98,22 @@ def mapper(folder: Path, frames: Frames) -> Run:
     return lambda: [map_record(record) for record in records][-1]
 
 
+def training_step(folder: Path, frames: Frames) -> Run:
+    """Train the mini model on each image once, two at a time."""
+    cfg = _cfg(folder, frames, "quickstart.yaml")
+    map_record = FinetuneDatasetMapper(cfg, is_train=True)
+    samples = [map_record(record) for record in DatasetCatalog.get(NAME)]
+    model = FinetuneTrainer.build_model(cfg)
+    model.train()
+
+    def run() -> None:
+        with EventStorage(0):
+            for first in range(0, len(samples), 2):
+                sum(model(samples[first : first + 2]).values()).backward()
+
+    return run
+
+
 def cityscapes_ap(folder: Path, frames: Frames) -> Run:
     """Evaluate as many predictions as there are objects."""
     _cfg(folder, frames)
@@ -137,6 +155,7 @@ PARTS: dict[str, dict[str, tuple[Callable[..., Run], Callable[[int], Any]]]] = {
     "instances": {
         "labels, read the first time": (parse, by_instances),
         "mapper": (mapper, by_instances),
+        "training step, mini model": (training_step, by_instances),
         "Cityscapes AP": (cityscapes_ap, by_instances),
     },
 }
@@ -162,13 +181,13 @@ def _write(folder: Path, frames: Frames) -> tuple[Path, Path]:
     return root / "leftImg8bit" / "train", root / "gtFine" / "train"
 
 
-def _cfg(folder: Path, frames: Frames) -> Any:
+def _cfg(folder: Path, frames: Frames, config: str = "cityscapes_ft.yaml") -> Any:
     """Return a config that trains on the frames and evaluates on them."""
     register_cityscapes_instances(NAME, *_write(folder, frames))
     DatasetCatalog.get(NAME)  # into the cache
     names = f"('{NAME}',)"
     overrides = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SEED", "1"]
-    return load_cfg(CONFIG, [*overrides, "DATASETS.TRAIN", names, "DATASETS.TEST", names])
+    return load_cfg(CONFIGS / config, [*overrides, "DATASETS.TRAIN", names, "DATASETS.TEST", names])
 
 
 def _predict(record: dict[str, Any]) -> Instances:

@@ -19,9 +19,9 @@ def test_every_part_is_measured_and_drawn(tmp_path):
     result = run_script(FOLDER / "measure.py", "--output", path, *sizes)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads(path.read_text())
-    assert len(rows) == 18
+    assert len(rows) == 20
     assert all(row["seconds"] > 0 for row in rows)
     drawn = run_script(FOLDER / "plot.py", path)
     assert drawn.returncode == 0, drawn.stderr
-    assert drawn.stdout.count("\n") == 9
+    assert drawn.stdout.count("\n") == 10
     assert path.with_suffix(".png").is_file()
