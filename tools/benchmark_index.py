@@ -135,9 +135,9 @@ def _build_stock(cfg: Any, folder: Path) -> Any:
 
 
 def _private_mib(process: str) -> float:
-    """Return what a process has in memory and shares with no other."""
+    """Return what a process has in memory for itself; pages of a mapped file are not its own."""
     rows = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    private = (row.split()[1] for row in rows if row.startswith(("Private_Clean", "Private_Dirty")))
+    private = (row.split()[1] for row in rows if row.startswith("Private_Dirty"))
     return sum(map(int, private)) / 1024
 
 
