@@ -54,6 +54,7 @@ EXTRAS_REQUIRE = {
         "hotcoco>=1.3,<2",  # tested to give the digits of pycocotools
         "scipy",  # the tests read WIDER FACE's lists
         "pytest",  # runs tests/
+        "pytest-xdist",  # on all cores
         "hypothesis",  # generated cases
         "ruff",  # lint and format; configured in pyproject.toml
         "mypy",  # types; configured in pyproject.toml

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from detectron2.config import CfgNode
@@ -31,6 +32,7 @@ from d2ft.config import load_cfg
 from d2ft.data import register_builtin_datasets
 from d2ft.data.synthetic import write_mini_cityscapes
 from d2ft.engine import FinetuneTrainer, resolve_cfg
+from d2ft.engine.hooks.ema import EMAHook
 from d2ft.host import bridge_detectron2
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -82,6 +84,20 @@ def seconds_per_iteration(variant: str, folder: str, *, warmup: int, steps: int)
     return seconds / steps
 
 
+def moving_average_ms() -> float:
+    """Return the milliseconds of CPU that the average takes at each step, the median of 50."""
+    cfg = resolve_cfg(load_cfg(PROJECT / "configs/quickstart.yaml", SAME))
+    hook = EMAHook(cfg.FINETUNE.EMA.DECAY)
+    hook.trainer = SimpleNamespace(model=FinetuneTrainer.build_model(cfg))
+    hook.before_train()
+    seconds = []
+    for _ in range(50):
+        start = time.process_time()
+        hook.after_step()
+        seconds.append(time.process_time() - start)
+    return 1e3 * statistics.median(seconds)
+
+
 def describe(times: dict[str, list[float]]) -> str:
     """Return a table: median and range of each variant, and of its ratio to stock by rounds."""
     stock = times["DefaultTrainer"]
@@ -128,6 +144,7 @@ def main() -> None:
                 times[name].append(seconds)
                 print(f"round {number + 1}: {name}, {1e3 * seconds:.1f} ms", flush=True)
     print(describe(times))
+    print(f"The moving average by itself: {moving_average_ms():.1f} ms an iteration")
     load = os.getloadavg()[1]
     print(
         f"{bridge_detectron2()}, torch {torch.__version__}; load in the last 5 minutes: {load:.1f}"

@@ -16,5 +16,8 @@ esac
 
 python=$(bash tools/setup_env.sh dev)
 
+# A process takes about 1 GB.
+parallel=(-n auto --maxprocesses 8)
+
 # The form of the array: bash before 4.4 takes an empty one for an unset variable.
-exec "$python" -m pytest ${selection[@]+"${selection[@]}"} "$@"
+exec "$python" -m pytest "${parallel[@]}" ${selection[@]+"${selection[@]}"} "$@"
