@@ -195,8 +195,10 @@ def _average_precision(images: list[_Image]) -> tuple[float, float]:
     # Where nothing is left to judge, the development kit divides 0 by 0.
     precision[: len(thresholds)] = counts[:, 0] / np.maximum(counts.sum(axis=1), 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    # One after the other, as the development kit adds: np.sum rounds otherwise.
-    return sum(precision[1:].tolist()) / 40, sum(precision[::4].tolist()) / 11
+    # One after the other, as the development kit adds: np.sum rounds otherwise, and so does the
+    # built-in sum from Python 3.12 on.
+    ap_40, ap_11 = (np.cumsum(samples)[-1] for samples in (precision[1:], precision[::4]))
+    return float(ap_40) / 40, float(ap_11) / 11
 
 
 def _recall_thresholds(scores: list[float], total: int) -> list[float]:

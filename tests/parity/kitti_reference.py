@@ -4,6 +4,9 @@ KITTI's 2D AP, written out as the official evaluate_object.cpp reads, object by 
 Its rules in plain Python, without any array: what ``d2ft.evaluation.kitti_ap`` is compared with.
 """
 
+from functools import reduce
+from operator import add
+
 from d2ft.evaluation.kitti_ap import LEVELS, MIN_OVERLAP
 
 HEIGHT, OCCLUSION, TRUNCATION = (40, 25, 25), (0, 1, 2), (0.15, 0.3, 0.5)
@@ -122,5 +125,7 @@ def reference_ap(images):
                     true, false = true + counts[0], false + counts[1]
                 precision[t] = true / (true + false) if true + false else 0.0
             precision = [max(precision[i:]) for i in range(41)]
-            results[name, level_name] = sum(precision[1:]) / 40, sum(precision[::4]) / 11
+            # Not sum(), which rounds otherwise from Python 3.12 on.
+            ap_40, ap_11 = (reduce(add, samples) for samples in (precision[1:], precision[::4]))
+            results[name, level_name] = ap_40 / 40, ap_11 / 11
     return results
