@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from detectron2.layers import ROIAlign
-from detectron2.utils.tracing import is_fx_tracing
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
+
+from d2ft.layers.plain_cpu import is_plain_cpu
 
 
 class SparseROIAlign(ROIAlign):
@@ -52,7 +53,7 @@ class SparseROIAlign(ROIAlign):
         assert rois.size(1) == 5
         if torch.jit.is_scripting():
             return self._torchvision(input, rois)
-        elif _is_plain_cpu(input):
+        elif is_plain_cpu(input):
             return roi_align_sparse(
                 input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
             )
@@ -71,12 +72,6 @@ class SparseROIAlign(ROIAlign):
             self.sampling_ratio,
             self.aligned,
         )
-
-
-def _is_plain_cpu(features: torch.Tensor) -> bool:
-    if is_fx_tracing() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
-    return features.is_cpu and features.dtype in (torch.float32, torch.float64)
 
 
 def roi_align_sparse(

@@ -4,15 +4,21 @@ import platform
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ROIAlign
+from detectron2.layers import Conv2d, ROIAlign
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ft.config import load_cfg
 from d2ft.engine import FinetuneTrainer
-from d2ft.engine.fast_cpu import keep_freed_memory, swap_roi_align, use_fast_cpu
+from d2ft.engine.fast_cpu import (
+    keep_freed_memory,
+    swap_roi_align,
+    swap_rpn_convolutions,
+    use_fast_cpu,
+)
 from d2ft.layers.roi_align_sparse import SparseROIAlign
+from d2ft.layers.sparse_grad_conv import SparseGradConv2d
 from tests.factories import PROJECT, TINY_MODEL, seeded_model
 
 
@@ -104,6 +110,38 @@ def test_the_trainer_swaps_the_poolers_unless_told_not_to(fast):
     model = FinetuneTrainer.build_model(cfg)
     assert {type(layer) for layer in _roi_aligns(model)} == {SparseROIAlign if fast else ROIAlign}
     assert model.state_dict().keys() == build_model(cfg).state_dict().keys()
+
+
+WIDE_RPN = [*TINY_MODEL, "MODEL.FPN.OUT_CHANNELS", "128", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "16"]
+
+
+@pytest.mark.parametrize("dims", [(-1,), (128, 128)])
+def test_a_wide_rpn_has_a_sparse_backward_and_stocks_gradients(dims):
+    stock = seeded_model(_cfg(*WIDE_RPN, "MODEL.RPN.CONV_DIMS", str(dims)))
+    ours = copy.deepcopy(stock)
+    assert swap_rpn_convolutions(ours) == len(dims)
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    batch = [_batch(96, 128, 5, torch.Generator().manual_seed(0)) for _ in range(2)]
+    (losses, gradients), (expected, stock_gradients) = (
+        _step(model, batch, 0) for model in (ours, stock)
+    )
+    assert losses == expected  # its forward is stock's
+    assert gradients.keys() == stock_gradients.keys()
+    for name, gradient in stock_gradients.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-4, atol=1e-5 * gradient.norm()
+        )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_trainer_swaps_the_wide_rpn_unless_told_not_to(fast):
+    model = FinetuneTrainer.build_model(_cfg(*WIDE_RPN, "MODEL.FAST_CPU", str(fast)))
+    layer = model.proposal_generator.rpn_head.conv
+    assert type(layer) is (SparseGradConv2d if fast else Conv2d)
+
+
+def test_a_narrow_rpn_is_left_alone():
+    assert swap_rpn_convolutions(build_model(_cfg(*TINY_MODEL))) == 0
 
 
 def test_a_model_for_the_gpu_is_left_alone():
