@@ -38,8 +38,9 @@ def add_d2ft_config(cfg: CfgNode) -> None:
     # from. Detectron2 reads this key but never declares it, so no YAML could set it.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
-    # Whether a model on the CPU uses d2ft's RoIAlign, which gives Detectron2's results up to rounding
-    # in a fraction of the time, and its process keeps freed memory. Means nothing on a GPU.
+    # Whether a model on the CPU uses d2ft's RoIAlign and backward of the RPN, which give Detectron2's
+    # results up to rounding in a fraction of the time, and its process keeps freed memory. Means
+    # nothing on a GPU.
     cfg.MODEL.FAST_CPU = True
 
     # "SGD" or "AdamW". Detectron2 builds SGD only; small models fine-tune better with AdamW.
