@@ -139,7 +139,7 @@ def _check_annotations(
         annotation = record["annotations"][row - int(np.searchsorted(columns.image_of, image))]
         raise UserError(
             f"dataset {name!r}: {record['file_name']} has an annotation "
-            f"{_describe_problem(annotation, num_classes)}"
+            f"{_describe_problem(annotation, num_classes, int(columns.mask_kind[row]))}"
         )
     if (
         to_learn
@@ -152,10 +152,10 @@ def _check_annotations(
         )
 
 
-def _describe_problem(annotation: dict[str, Any], num_classes: int) -> str:
+def _describe_problem(annotation: dict[str, Any], num_classes: int, mask_kind: int) -> str:
     category = annotation.get("category_id")
     if not isinstance(category, (int, np.integer)) or not 0 <= category < num_classes:
         return f"of category_id {category}, but its classes are numbered 0 to {num_classes - 1}"
-    if not annotation.get("segmentation"):
+    if mask_kind == NO_MASK:
         return "without a segmentation: add it, or set MODEL.MASK_ON to False for boxes alone"
     return "whose segmentation is a bitmap: set INPUT.MASK_FORMAT to bitmask"

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
@@ -162,3 +163,19 @@ def test_coco_annotations_that_are_missing_are_named(cfg, tmp_path):
     cfg.DATASETS.TRAIN = ("coco_like",)
     with pytest.raises(UserError, match="'coco_like' cannot be loaded: .*none.json"):
         check_datasets(cfg, eval_only=False)
+
+
+def test_a_mask_that_is_an_array_is_a_bitmap(cfg):
+    def with_array():
+        record = _record(0)
+        record["annotations"][0]["segmentation"] = np.ones((9, 9), np.uint8)
+        return [record]
+
+    for name in ("train", "val"):
+        register_instances(name, with_array, thing_classes=["cat", "dog"])
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MASK_FORMAT = "polygon"
+    with pytest.raises(UserError, match="a.png .* is a bitmap: set INPUT.MASK_FORMAT to bitmask"):
+        check_datasets(cfg, eval_only=False)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    check_datasets(cfg, eval_only=False)
