@@ -16,8 +16,9 @@ esac
 
 python=$(bash tools/setup_env.sh dev)
 
-# A process takes about 1 GB.
+# A process takes about 1 GB, and one thread: more threads than cores wait for one another.
 parallel=(-n auto --maxprocesses 8)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # The form of the array: bash before 4.4 takes an empty one for an unset variable.
 exec "$python" -m pytest "${parallel[@]}" ${selection[@]+"${selection[@]}"} "$@"
