@@ -111,10 +111,10 @@ def open_cached(
     it. An unreadable or stale cache file is rebuilt.
 
     Args:
-        key: as there, and so on.
-        files: likewise.
+        key: as there.
+        files: as there.
         build: returns the dicts, and what else is to be kept: "facts" of ``about`` of the result.
-        version: likewise.
+        version: as there.
     """
     folder = cache_dir() / "datasets"
     folder.mkdir(exist_ok=True)

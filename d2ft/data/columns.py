@@ -9,8 +9,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from d2ft.errors import UserError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from d2ft.structures.mask_window import Array
 
 # Those that can be in pixels without an angle; the second is the one to convert.
 _BOX_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)

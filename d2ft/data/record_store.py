@@ -20,7 +20,7 @@ from typing import IO, Any, overload
 import numpy as np
 from detectron2.structures import BoxMode
 
-from d2ft.data.columns import RecordColumns, build_columns, join_columns
+from d2ft.data.columns import Array, RecordColumns, build_columns, join_columns
 from d2ft.errors import UserError
 
 Record = dict[str, Any]
@@ -146,7 +146,7 @@ class StoredRecords(Sequence[Record]):
     which may be changed.
     """
 
-    def __init__(self, files: Sequence[RecordFile], keep: "np.ndarray[Any, Any] | None" = None):
+    def __init__(self, files: Sequence[RecordFile], keep: Array | None = None):
         """
         Join files.
 
@@ -172,7 +172,7 @@ class StoredRecords(Sequence[Record]):
         """What was written with the records of the first file."""
         return self._files[0].about
 
-    def where(self, keep: "np.ndarray[Any, Any]") -> "StoredRecords":
+    def where(self, keep: Array) -> "StoredRecords":
         """Return those records for which ``keep``, a bool for each, is true."""
         kept = self._kept().copy()
         kept[kept] = keep
@@ -183,7 +183,7 @@ class StoredRecords(Sequence[Record]):
         joined = join_columns([file.columns() for file in self._files])
         return joined if self._keep is None else joined.where(self._keep)
 
-    def _kept(self) -> "np.ndarray[Any, Any]":
+    def _kept(self) -> Array:
         return np.ones(self._starts[-1], dtype=bool) if self._keep is None else self._keep
 
     def __len__(self) -> int:
